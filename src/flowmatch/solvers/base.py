@@ -1,0 +1,138 @@
+r"""Equations, solvers and solutions: what is integrated, how, and what comes back.
+
+A solver is a pure rule: from ``(t, x)`` and a step ``h`` to the next ``x``, with an error estimate if it
+has one and a state if it keeps a memory. It knows no grid, no tolerance and no network; the
+drivers in :mod:`flowmatch.solvers.drive` own those. So a fixed-step solve is a solver on a grid, an
+adaptive solve is the same solver under a controller.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowmatch.tensors import take, time_dtype
+from flowmatch.typing import Cond, Field
+
+__all__ = ["ODE", "Solution", "SolveError", "Solver", "Step"]
+
+
+@dataclass(frozen=True)
+class ODE:
+    r"""The equation :math:`dx/dt = v(t, x, c)`.
+
+    Args:
+        field: velocity ``(t, x) -> (B, *event)``, or ``(t, x, cond)`` when there is a condition.
+        cond: condition of every sample, or ``None``.
+        norm: size of a scaled error, ``(B, *event) -> (B,)``; the root mean square by default.
+
+    Example:
+        >>> ode = ODE(lambda t, x: -x)
+        >>> ode(0.0, torch.ones(2, 1))
+        tensor([[-1.],
+                [-1.]])
+    """
+
+    field: Field
+    cond: Cond = None
+    norm: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, t: Tensor | float, x: Tensor) -> Tensor:
+        """Velocity at ``(t, x)``; the field always sees ``t`` of shape ``(B,)``."""
+        if not isinstance(t, Tensor):
+            t = torch.full(x.shape[:1], t, dtype=time_dtype(x.dtype), device=x.device)
+        velocity = self.field(t, x) if self.cond is None else self.field(t, x, self.cond)
+        if velocity.shape != x.shape:
+            raise ValueError(
+                f"the field returned shape {tuple(velocity.shape)} for x of shape {tuple(x.shape)}; "
+                "a velocity has the shape of x"
+            )
+        return velocity
+
+    def take(self, index: Tensor) -> ODE:
+        """The same equation for a part of the batch."""
+        return self if self.cond is None else replace(self, cond=take(self.cond, index))
+
+
+class Step(NamedTuple):
+    """One step of a solver.
+
+    Attributes:
+        x: state after the step ``(B, *event)``.
+        state: the solver's own memory for the next step.
+        error: estimate of the local error ``(B, *event)``, or ``None``.
+    """
+
+    x: Tensor
+    state: Any
+    error: Tensor | None = None
+
+
+class Solver(ABC):
+    """How an equation is integrated over one step.
+
+    Attributes:
+        order: global order, the slope of log error against log step.
+        evaluations: field calls per step, the first step of a solve aside.
+        adaptive: whether :meth:`step` estimates its error.
+    """
+
+    order: int
+    evaluations: int
+    adaptive: bool = False
+
+    def init(self, equation: ODE, t: Tensor | float, x: Tensor) -> Any:
+        """Memory at the start of a solve; every tensor in it has the leading dimension ``B``."""
+        return None
+
+    @abstractmethod
+    def step(self, equation: ODE, t: Tensor | float, h: Tensor | float, x: Tensor, state: Any) -> Step:
+        """Go from ``t`` to ``t + h``; both are numbers, or tensors ``(B,)``. ``h`` may be negative."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solve returns.
+
+    Attributes:
+        t: the grid ``(T,)`` from the first to the last time.
+        x: state at the last time ``(B, *event)``, or at ``reached`` if the solve stopped early.
+        trajectory: states at every time of the grid ``(T, B, *event)`` if ``save=True``, else ``None``.
+        nfe: number of field calls.
+        nfe_per_sample: field evaluations spent on each sample ``(B,)``.
+        accepted: steps accepted for each sample ``(B,)``.
+        rejected: steps rejected for each sample ``(B,)``.
+        reached: time that each sample has reached ``(B,)``.
+        status: ``"finished"``, or ``"max_nfe"`` if the budget ran out first.
+    """
+
+    t: Tensor
+    x: Tensor
+    trajectory: Tensor | None
+    nfe: int
+    nfe_per_sample: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    reached: Tensor
+    status: str = "finished"
+
+
+class SolveError(RuntimeError):
+    """The solve cannot go on; ``solution`` holds what there was.
+
+    Example:
+        >>> from flowmatch.solvers import Euler, solve
+        >>> solve(ODE(lambda t, x: x / 0), torch.ones(1, 1), solver=Euler(), steps=2)
+        Traceback (most recent call last):
+            ...
+        flowmatch.solvers.base.SolveError: the state is not finite after t = 0.5 (first step from t = 0): ...
+    """
+
+    def __init__(self, message: str, solution: Solution) -> None:
+        super().__init__(message)
+        self.solution = solution

@@ -1,0 +1,152 @@
+r"""The one driver: a solver on a grid, or under error control.
+
+On a fixed grid a solve is ``n`` steps of the solver: no decision, and no look from the host at the device
+until the end. Error control, with a step of its own for every sample, is in
+:mod:`flowmatch.solvers.adaptive`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowmatch.solvers.adaptive import Adaptive, CountedCalls
+from flowmatch.solvers.base import ODE, Solution, SolveError, Solver
+from flowmatch.solvers.runge_kutta import Dopri5, Midpoint
+from flowmatch.tensors import check_event, time_dtype
+
+__all__ = ["solve"]
+
+
+
+def solve(
+    equation: ODE,
+    x: Tensor,
+    solver: Solver | None = None,
+    *,
+    steps: int | None = None,
+    grid: Tensor | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    span: tuple[float, float] = (0.0, 1.0),
+    save: bool = False,
+    max_nfe: int | None = None,
+) -> Solution:
+    """Integrate an equation from one time to another, in either direction.
+
+    Give exactly one way to choose the steps: ``steps`` (equal ones over ``span``), ``grid`` (times of your
+    own), or ``rtol`` and ``atol`` (error control). With tolerances a grid may be given as well: then
+    it names the times that the solve must hit, for ``save=True``.
+
+    Gradients flow through the solve when gradients are enabled.
+
+    Args:
+        equation: what is integrated.
+        x: state at the first time, ``(B, *event)``.
+        solver: by default :class:`Dopri5` under tolerances and :class:`Midpoint` otherwise.
+        steps: number of equal steps, at least 1.
+        grid: monotone times ``(T,)``, ``T >= 2``; a decreasing grid integrates backwards.
+        rtol: relative tolerance, positive.
+        atol: absolute tolerance, not negative; by default equal to ``rtol``.
+        span: first and last time when no grid is given.
+        save: keep the states at all times of the grid.
+        max_nfe: stop once this many field calls are spent and return what there is.
+
+    Returns:
+        The :class:`Solution`.
+
+    Raises:
+        ValueError: no way or two ways to choose the steps, a grid that is not monotone, a tolerance that is not positive,
+            tolerances for a solver without error estimate.
+        SolveError: the state stopped being finite or the step size vanished; names the time and keeps the partial solution.
+
+    Example:
+        >>> from flowmatch.solvers import RK4
+        >>> solution = solve(ODE(lambda t, x: x), torch.ones(2, 1), RK4(), steps=10)
+        >>> solution.nfe, solution.x[0]
+        (40, tensor([2.7183]))
+    """
+    check_event(x)
+    adaptive = rtol is not None or atol is not None
+    if (steps is not None) + (grid is not None or adaptive) != 1:
+        given = {"steps": steps, "grid": grid, "rtol": rtol, "atol": atol}
+        named = [name for name, value in given.items() if value is not None]
+        raise ValueError(
+            f"choose the steps in one way, got {' and '.join(named) if named else 'none'}: "
+            "give steps=, or grid=, or rtol= and atol="
+        )
+    times = _times(steps, grid, span)
+    if adaptive:
+        solver = Dopri5() if solver is None else solver
+        tolerances = _tolerances(solver, rtol, atol)
+        return Adaptive(equation, solver, times, tolerances, max_nfe, x).run(x, save)
+    return _fixed(equation, Midpoint() if solver is None else solver, times, x, save, max_nfe)
+
+
+def _times(steps: int | None, grid: Tensor | None, span: tuple[float, float]) -> list[float]:
+    if grid is not None:
+        grid = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
+        if grid.ndim != 1 or grid.shape[0] < 2:
+            raise ValueError(f"grid must have shape (T,) with T >= 2, got {tuple(grid.shape)}")
+        gaps = grid.diff()
+        if not (bool((gaps > 0).all()) or bool((gaps < 0).all())):
+            raise ValueError("grid must be strictly increasing or strictly decreasing")
+        return list(grid.tolist())
+    start, end = (float(v) for v in span)
+    if not (start != end and abs(start) < float("inf") and abs(end) < float("inf")):
+        raise ValueError(f"span must hold two different finite times, got {span}")
+    count = 1 if steps is None else steps
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"steps must be a whole number, at least 1, got {steps!r}")
+    return [start + (end - start) * i / count for i in range(count)] + [end]
+
+
+def _tolerances(solver: Solver, rtol: float | None, atol: float | None) -> tuple[float, float]:
+    if not solver.adaptive:
+        raise ValueError(
+            f"{type(solver).__name__} has no error estimate and cannot take rtol or atol; "
+            "give steps= or grid=, or use Dopri5"
+        )
+    relative = 1e-5 if rtol is None else float(rtol)
+    absolute = relative if atol is None else float(atol)
+    if not (0 < relative < 1 and 0 <= absolute < float("inf")):
+        raise ValueError(f"need 0 < rtol < 1 and atol >= 0, got rtol={rtol} and atol={atol}")
+    return relative, absolute
+
+
+def _fixed(
+    equation: ODE, solver: Solver, times: list[float], x: Tensor, save: bool, max_nfe: int | None
+) -> Solution:
+    size, kind = x.shape[0], time_dtype(x.dtype)
+    calls = CountedCalls(equation)
+    states, done = [x], 0
+    broken = torch.full((), len(times), device=x.device)
+    state = solver.init(calls.equation, times[0], x)
+    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        if max_nfe is not None and calls.count + solver.evaluations > max_nfe:
+            break
+        x, state, _ = solver.step(calls.equation, t, s - t, x, state)
+        # On the device, without a look from the host: which step was the first to break.
+        broken = torch.where(torch.isfinite(x).all(), broken, broken.clamp(max=i))
+        done = i + 1
+        if save:
+            states.append(x)
+    solution = Solution(
+        t=torch.tensor(times, dtype=kind, device=x.device),
+        x=x,
+        trajectory=torch.stack(states) if save else None,
+        nfe=calls.count,
+        nfe_per_sample=torch.full((size,), calls.count),
+        accepted=torch.full((size,), done),
+        rejected=torch.zeros(size, dtype=torch.long),
+        reached=torch.full((size,), times[done], dtype=kind, device=x.device),
+        status="finished" if done == len(times) - 1 else "max_nfe",
+    )
+    first = int(broken)
+    if first < len(times):
+        raise SolveError(
+            f"the state is not finite after t = {times[first + 1]:g} (first step from t = {times[first]:g}): the field "
+            "overflowed or is singular there; use more steps, stop before the singular end, or check the field",
+            solution,
+        )
+    return solution

@@ -1,0 +1,134 @@
+r"""Explicit Runge-Kutta methods: one stepping rule, a tableau each.
+
+.. math:: k_i = v\Big(t + c_i h,\; x + h \sum_{j<i} a_{ij} k_j\Big), \qquad x_{new} = x + h \sum_i b_i k_i
+
+Where the last stage is the first of the next step (Dormand-Prince), it is kept as state and costs nothing.
+A new method is a tableau and a class of three lines; the tableau proves its own order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flowmatch.solvers.base import ODE, Solver, Step
+from flowmatch.solvers.tableau import Tableau
+from flowmatch.tensors import expand_time
+
+__all__ = ["RK4", "Dopri5", "Euler", "Heun", "Midpoint", "RungeKutta"]
+
+
+class RungeKutta(Solver):
+    """Explicit Runge-Kutta method; subclasses give ``tableau``."""
+
+    tableau: ClassVar[Tableau]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.order = cls.tableau.order
+        cls.adaptive = bool(cls.tableau.error)
+        cls.evaluations = len(cls.tableau.b) - cls.tableau.first_same_as_last
+
+    def init(self, equation: ODE, t: Tensor | float, x: Tensor) -> Tensor | None:
+        return equation(t, x) if self.tableau.first_same_as_last else None
+
+    def step(self, equation: ODE, t: Tensor | float, h: Tensor | float, x: Tensor, state: Tensor | None) -> Step:
+        table = self.tableau
+        stages: list[Tensor] = [equation(t, x) if state is None else state]
+        new = x
+        for row, c in zip(table.a[1:], table.c[1:], strict=True):
+            new = _advance(x, h, row, stages)
+            stages.append(equation(t + c * h, new))
+        if not table.first_same_as_last:
+            new = _advance(x, h, table.b, stages)
+        error = _advance(torch.zeros_like(x), h, table.error, stages) if table.error else None
+        return Step(new, stages[-1] if table.first_same_as_last else None, error)
+
+
+def _advance(x: Tensor, h: Tensor | float, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
+    """``x + h sum_i weights_i stages_i``, with one step for the batch or one a sample."""
+    if not isinstance(h, Tensor):
+        for weight, stage in zip(weights, stages, strict=True):
+            if weight:
+                x = torch.add(x, stage, alpha=h * weight)
+        return x
+    slope: Tensor | None = None
+    for weight, stage in zip(weights, stages, strict=True):
+        if weight:
+            slope = weight * stage if slope is None else torch.add(slope, stage, alpha=weight)
+    return x if slope is None else (x + expand_time(h, x) * slope).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Euler(RungeKutta):
+    """Euler's method: order 1, one call a step.
+
+    Example:
+        >>> from flowmatch.solvers import ODE, solve
+        >>> solve(ODE(lambda t, x: x), torch.ones(1, 1), solver=Euler(), steps=2).x
+        tensor([[2.2500]])
+    """
+
+    tableau = Tableau(a=((),), b=(1.0,), order=1)
+
+
+@dataclass(frozen=True)
+class Midpoint(RungeKutta):
+    """The midpoint rule: order 2, two calls a step; it never evaluates the end of the step."""
+
+    tableau = Tableau(a=((), (1 / 2,)), b=(0.0, 1.0), order=2)
+
+
+@dataclass(frozen=True)
+class Heun(RungeKutta):
+    """Heun's method (trapezoid): order 2, two calls a step."""
+
+    tableau = Tableau(a=((), (1.0,)), b=(1 / 2, 1 / 2), order=2)
+
+
+@dataclass(frozen=True)
+class RK4(RungeKutta):
+    """The classical Runge-Kutta method: order 4, four calls a step."""
+
+    tableau = Tableau(
+        a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
+        b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+        order=4,
+    )
+
+
+@dataclass(frozen=True)
+class Dopri5(RungeKutta):
+    """Dormand-Prince 5(4): order 5 with an error estimate of order 4; six calls a step.
+
+    Under ``rtol`` and ``atol`` every sample takes its own steps; under ``steps`` or ``grid`` the steps are fixed.
+
+    Source:
+        Dormand and Prince, A family of embedded Runge-Kutta formulae, 1980, Table 2.
+
+    Example:
+        >>> from flowmatch.solvers import ODE, solve
+        >>> solution = solve(ODE(lambda t, x: x), torch.ones(1, 1), solver=Dopri5(), rtol=1e-6, atol=1e-6)
+        >>> bool((solution.x - torch.e).abs() < 1e-5)
+        True
+    """
+
+    tableau = Tableau(
+        a=(
+            (),
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+            (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+        ),
+        b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+        order=5,
+        b_low=(5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
+        order_low=4,
+    )

@@ -1,0 +1,213 @@
+r"""The only shared tensor helpers: shapes, times, events, conditions.
+
+Every formula of the package is elementwise in ``x`` of shape ``(B, *event)`` and has one time a
+sample, ``t`` of shape ``(B,)``. Writing ``t * x`` by hand is wrong, and silently so when ``B``
+equals the last dimension of ``x``. So there is one function that shapes a time for ``x``
+(:func:`expand_time`), and nothing else in the package does it.
+
+Times are kept in float32 at least: in bfloat16, 0.999 is 1, and a path evaluated there is
+another path. Formulas are computed in the wider type and rounded once to the type of ``x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__ = [
+    "check_event",
+    "check_finite",
+    "check_pair",
+    "check_time",
+    "expand_time",
+    "gaussian_log_prob",
+    "mean_event",
+    "randn",
+    "sum_event",
+    "take",
+    "time_dtype",
+]
+
+
+def time_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type in which times are kept beside states of ``dtype``: float64, else float32.
+
+    Example:
+        >>> time_dtype(torch.bfloat16), time_dtype(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_event(x: Tensor, name: str = "x") -> None:
+    """Raise unless ``x`` is a floating tensor with a batch dimension.
+
+    Raises:
+        TypeError: not a tensor, or an integer, boolean or complex one.
+        ValueError: no batch dimension.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape (B, *event), got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it with {name}.float()")
+    if x.ndim == 0:
+        raise ValueError(f"{name} must have shape (B, *event), got a scalar; add a dimension with {name}[None]")
+
+
+def check_pair(x0: Tensor, x1: Tensor) -> None:
+    """Raise unless ``x0`` and ``x1`` are floating, of one shape, type and device.
+
+    Raises:
+        TypeError: integer tensors or two different types.
+        ValueError: two shapes or two devices.
+    """
+    check_event(x0, "x0")
+    check_event(x1, "x1")
+    if x0.shape != x1.shape:
+        raise ValueError(f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}")
+    if x0.dtype != x1.dtype:
+        raise TypeError(f"x0 and x1 must have one dtype, got {x0.dtype} and {x1.dtype}; convert one with .to(x1.dtype)")
+    if x0.device != x1.device:
+        raise ValueError(f"x0 and x1 must be on one device, got {x0.device} and {x1.device}")
+
+
+def check_time(t: Tensor | float, x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    r"""Return ``t`` as a ``(B,)`` or ``()`` tensor beside ``x``; raise if it cannot be one.
+
+    The range is checked on the CPU only: on an accelerator the look would stall the queue.
+
+    Args:
+        t: a number, or a tensor of shape ``()`` or ``(B,)``.
+        x: state of shape ``(B, *event)`` whose device rules.
+        low: smallest time allowed.
+        high: largest time allowed.
+
+    Raises:
+        ValueError: wrong shape, a time outside ``[low, high]`` or not a number.
+
+    Example:
+        >>> check_time(0.5, torch.zeros(3, 2))
+        tensor(0.5000)
+        >>> check_time(1.5, torch.zeros(3, 2))
+        Traceback (most recent call last):
+            ...
+        ValueError: t must lie in [0.0, 1.0] (t=0 is the source, t=1 the data), got values from 1.5 to 1.5
+    """
+    time = torch.as_tensor(t, dtype=time_dtype(x.dtype), device=x.device)
+    if time.ndim > 1 or (time.ndim == 1 and time.shape[0] != x.shape[0]):
+        raise ValueError(
+            f"t must have shape () or (B,) = ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(time.shape)}"
+        )
+    if time.device.type == "cpu" and time.numel() and not torch._C._functorch.is_functorch_wrapped_tensor(time):
+        low_t, high_t = (v.item() for v in time.detach().aminmax())
+        if not (low <= low_t and high_t <= high):
+            raise ValueError(
+                f"t must lie in [{low}, {high}] (t=0 is the source, t=1 the data), "
+                f"got values from {low_t:g} to {high_t:g}"
+            )
+    return time
+
+
+def check_finite(x: Tensor, name: str) -> None:
+    """Raise ValueError if ``x`` has a NaN or an infinite entry, saying how many and the first row."""
+    bad = ~torch.isfinite(x)
+    if bad.any():
+        rows = bad.reshape(x.shape[0], -1).any(1).nonzero().flatten()
+        raise ValueError(
+            f"{name} has {int(bad.sum())} entries that are NaN or infinite, the first in row {int(rows[0])}; "
+            "remove or impute them"
+        )
+
+
+def expand_time(t: Tensor, x: Tensor) -> Tensor:
+    r"""Shape ``t`` of shape ``()`` or ``(B,)`` so that it broadcasts against ``x`` of ``(B, *event)``.
+
+    Example:
+        >>> expand_time(torch.zeros(4), torch.zeros(4, 3, 8, 4)).shape
+        torch.Size([4, 1, 1, 1])
+    """
+    return t if t.ndim == 0 else t.reshape(t.shape[0], *(1,) * (x.ndim - 1))
+
+
+def sum_event(x: Tensor) -> Tensor:
+    """Sum over the event: ``(B, *event) -> (B,)``, reduced in float32 at least.
+
+    Example:
+        >>> sum_event(torch.ones(2, 3, 4))
+        tensor([12., 12.])
+    """
+    wide = x.to(time_dtype(x.dtype))
+    return wide.flatten(1).sum(1) if x.ndim > 1 else wide
+
+
+def mean_event(x: Tensor) -> Tensor:
+    """Mean over the event: ``(B, *event) -> (B,)``, reduced in float32 at least."""
+    wide = x.to(time_dtype(x.dtype))
+    return wide.flatten(1).mean(1) if x.ndim > 1 else wide
+
+
+def randn(
+    shape: tuple[int, ...],
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Standard normal draws; a CPU generator serves any device, so that one seed means one sample.
+
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> randn((2,), generator=g)
+        tensor([ 1.5410, -0.2934])
+    """
+    return _draw(torch.randn, shape, generator, device, dtype)
+
+
+def rand(
+    shape: tuple[int, ...],
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Draws uniform on [0, 1); a CPU generator serves any device."""
+    return _draw(torch.rand, shape, generator, device, dtype)
+
+
+def _draw(
+    draw: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    generator: torch.Generator | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    where = torch.device("cpu") if device is None else torch.device(device)
+    home = generator.device if generator is not None and generator.device.type != where.type else where
+    return draw(shape, generator=generator, device=home, dtype=dtype).to(where)
+
+
+def gaussian_log_prob(x: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
+    r"""Log-density of independent normals, summed over the event: ``(B, *event) -> (B,)``.
+
+    .. math:: \log p(x) = -\sum_i \left[ \tfrac12 ((x_i - \mu_i)/\sigma_i)^2 + \log \sigma_i + \tfrac12 \log 2\pi \right]
+
+    Example:
+        >>> gaussian_log_prob(torch.zeros(1, 2), 0.0, 1.0)
+        tensor([-1.8379])
+    """
+    wide = x.to(time_dtype(x.dtype))
+    scale = torch.as_tensor(std, dtype=wide.dtype, device=wide.device)
+    log_terms = -0.5 * ((wide - mean) / scale) ** 2 - scale.log() - 0.9189385332046727
+    return sum_event(log_terms.expand_as(wide))
+
+
+def take(cond: Any, index: Tensor) -> Any:
+    """Index every tensor of a condition along its batch dimension; ``None`` stays ``None``.
+
+    Example:
+        >>> take({"label": torch.tensor([3, 4, 5])}, torch.tensor([2, 0]))
+        {'label': tensor([5, 3])}
+    """
+    return pytree.tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, cond)
