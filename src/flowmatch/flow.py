@@ -7,6 +7,7 @@ interval; its inverse is the same equation solved backwards. So one object sampl
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -107,13 +108,13 @@ class Flow(nn.Module):
     @torch.no_grad()
     def decode(self, x0: Tensor, cond: Cond = None, *, solver: Solver | None = None, **steps: Any) -> Tensor:
         """Carry source points ``(B, *event)`` to the data's end."""
-        return self.solve(x0, cond, solver=solver, **steps).x
+        return self.solve(x0, cond, solver=solver, **steps).whole().x
 
     @torch.no_grad()
     def encode(self, x: Tensor, cond: Cond = None, *, solver: Solver | None = None, **steps: Any) -> Tensor:
         """Carry data ``(B, *event)`` back to the source: the inverse of :meth:`decode`."""
         check_finite(x, "x")
-        return self.solve(x, cond, reverse=True, solver=solver, **steps).x
+        return self.solve(x, cond, reverse=True, solver=solver, **steps).whole().x
 
     @torch.no_grad()
     def trajectory(
@@ -126,7 +127,7 @@ class Flow(nn.Module):
         **steps: Any,
     ) -> Solution:
         """Solve from source points, or from that many fresh ones, and keep the states at all times of the grid."""
-        start = self.start(x0, generator) if isinstance(x0, int) else x0
+        start = x0 if isinstance(x0, Tensor) else self.start(x0, generator)
         return self.solve(start, cond, solver=solver, save=True, **steps)
 
     def log_prob(
@@ -194,10 +195,10 @@ class Flow(nn.Module):
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` points of the source, on the device and in the type of the parameters."""
-        if not isinstance(n, int) or n < 0:
+        if not isinstance(n, Integral) or n < 0:
             raise ValueError(f"n must be a whole number, at least 0, got {n!r}")
         home = next((p for p in self.parameters() if p.is_floating_point()), self._home)
-        return self.source.sample((n, *self.event_shape), generator, home.device, home.dtype)
+        return self.source.sample((int(n), *self.event_shape), generator, home.device, home.dtype)
 
     def given(self, cond: Cond) -> GivenFlow:
         """The flow under one condition, as a distribution of ``sample`` and ``log_prob``.
@@ -215,17 +216,30 @@ class Flow(nn.Module):
         save_flow(self, FilePath(folder))
 
     @classmethod
-    def load(cls, folder: str | FilePath, field: nn.Module | None = None) -> Flow:
+    def load(
+        cls,
+        folder: str | FilePath,
+        field: Field | nn.Module | None = None,
+        path: Path | None = None,
+        source: Source | None = None,
+        solver: Solver | None = None,
+    ) -> Flow:
         """Read a flow back; nothing is unpickled.
+
+        Parts that are code of your own are not in the file and are given again; a part given stands in for the
+        one in the file.
 
         Args:
             folder: where :meth:`save` wrote, for instance a run folder.
             field: the network to fill, when it is not one of :mod:`flowmatch.nn`.
+            path: the path, when it is made of functions or uses a schedule of your own.
+            source: the source, when it is a class of your own.
+            solver: the solver, when it is a class of your own.
 
         Raises:
             InputError: no flow there, a damaged or foreign file, or weights that do not fit.
         """
-        return load_flow(cls, FilePath(folder), field)
+        return load_flow(cls, FilePath(folder), field=field, path=path, source=source, solver=solver)
 
     def forward(self, t: Tensor, x: Tensor, *cond: Any) -> Tensor:
         """The field itself."""

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from flowmatch.solvers import ODE, Solver, solve
-from flowmatch.tensors import check_event, check_time, mean_event, rand
+from flowmatch.tensors import check_event, mean_event, rand, randn, sum_event, time_dtype
 from flowmatch.typing import Cond, Field, Source
 
 __all__ = ["Divergence", "Exact", "Hutchinson", "Likelihood", "divergence", "log_likelihood"]
@@ -74,13 +74,13 @@ class Exact:
     def __call__(self, equation: ODE, t: Tensor | float, x: Tensor, tangents: Tensor | None) -> tuple[Tensor, Tensor]:
         own = getattr(equation.field, "value_and_divergence", None)
         if own is not None and self.chunk is None:
-            time = check_time(t, x).expand(x.shape[:1])
+            time = torch.as_tensor(t, dtype=time_dtype(x.dtype), device=x.device).expand(x.shape[:1])
             value, trace = own(time, x) if equation.cond is None else own(time, x, equation.cond)
             return value, trace[:, None]
         size, dim = x.shape[0], math.prod(x.shape[1:])
         chunk = self.chunk or max(1, min(dim, 2**22 // max(1, size * dim)))
         axes = torch.eye(dim, dtype=x.dtype, device=x.device).view(dim, 1, *x.shape[1:])
-        trace = x.new_zeros(size)
+        trace = x.new_zeros(size, dtype=time_dtype(x.dtype))
         value = x
         for start in range(0, dim, chunk):
             block = axes[start : start + chunk]
@@ -120,17 +120,16 @@ class Hutchinson:
 
     def tangents(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         shape = (x.shape[0], self.probes, *x.shape[1:])
-        u = rand(shape, generator, x.device, x.dtype)
-        if self.kind == "rademacher":
-            return torch.where(u < 0.5, -1.0, 1.0).to(x.dtype)
-        # The quantile function of the normal; u = 0 has probability 2^-24 and would give -inf.
-        return torch.special.ndtri(u.float().clamp(min=2**-25)).to(x.dtype)
+        if self.kind == "gaussian":
+            return randn(shape, generator, x.device, time_dtype(x.dtype)).to(x.dtype)
+        return torch.where(rand(shape, generator, x.device) < 0.5, -1.0, 1.0).to(x.dtype)
 
     def __call__(self, equation: ODE, t: Tensor | float, x: Tensor, tangents: Tensor | None) -> tuple[Tensor, Tensor]:
         assert tangents is not None
         directions = tangents.movedim(1, 0)
         value, columns = _directional(equation, t, x, directions)
-        return value, (directions * columns).reshape(self.probes, x.shape[0], -1).sum(-1).movedim(0, 1)
+        products = (directions * columns).flatten(0, 1)
+        return value, sum_event(products).view(self.probes, x.shape[0]).movedim(0, 1)
 
 
 def _directional(equation: ODE, t: Tensor | float, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,23 +227,26 @@ def log_likelihood(
     check_event(x)
     method = Exact() if method is None else method
     tangents = method.tangents(x, generator)
-    size, dim = x.shape[0], math.prod(x.shape[1:])
+    size, dim, kind = x.shape[0], math.prod(x.shape[1:]), time_dtype(x.dtype)
 
-    def augmented(t: Tensor, state: Tensor, parts: tuple[Cond, Tensor | None]) -> Tensor:
-        own, directions = parts
+    def augmented(t: Tensor, state: Tensor, *parts: Any) -> Tensor:
+        own, directions = parts[0]
         point = state[:, :dim].reshape(state.shape[0], *x.shape[1:])
-        value, traces = method(ODE(field, own), t, point, directions)
-        return torch.cat([value.reshape(state.shape[0], dim), traces.expand(-1, columns)], dim=1)
+        value, traces = method(ODE(field, own), t, point.to(x.dtype), directions)
+        return torch.cat([value.reshape(state.shape[0], dim).to(kind), traces.to(kind)], dim=1)
 
     columns = 1 if tangents is None else tangents.shape[1]
-    start = torch.cat([x.reshape(size, dim), x.new_zeros(size, columns)], dim=1)
+    start = torch.cat([x.reshape(size, dim).to(kind), x.new_zeros(size, columns, dtype=kind)], dim=1)
 
     def norm(error: Tensor) -> Tensor:
         return torch.maximum(*(mean_event(part**2).sqrt() for part in error.split([dim, columns], dim=1)))
 
     equation = ODE(augmented, (cond, tangents), norm)
-    solution = solve(equation, start, solver, span=span, **steps)
+    solution = solve(equation, start, solver, span=span, **steps).whole()
     x0, traces = solution.x[:, :dim].reshape(x.shape), solution.x[:, dim:]
     # The solve ran from data to source, so the columns already hold minus the integral over [0, 1].
-    spread = traces.std(1) / math.sqrt(columns) if tangents is not None else torch.zeros_like(traces[:, 0])
-    return Likelihood(source.log_prob(x0) + traces.mean(1), spread, x0, solution.nfe)
+    mean = traces.mean(1, keepdim=True)
+    # 0 / 0 for a single probe: its error is not known.
+    spread = (traces - mean).square().sum(1).div(columns * (columns - 1)).sqrt()
+    stderr = spread if tangents is not None else torch.zeros_like(spread)
+    return Likelihood(source.log_prob(x0) + mean[:, 0], stderr, x0.to(x.dtype), solution.nfe)

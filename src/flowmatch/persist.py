@@ -1,9 +1,14 @@
 """Flows on disc: a readable description and safe tensors, written atomically, never unpickled.
 
 ``flow.json`` names the parts (network, path, schedule, source, solver) and the arguments that made them;
-``model.safetensors`` holds the weights. Only classes that the package itself makes public can be named, so a
-foreign file can build nothing else. The hash of the weights is in the description: a half-written or
-exchanged file is told from a good one.
+``model.safetensors`` holds the weights. A name is looked up among the public classes of the one room that its part
+comes from; it is never imported and no function is ever called, so a foreign file can build nothing else. A part that
+is code of the user's own (a formula, a network) is named but not stored, and is given again on loading.
+
+**Two files, one moment.** The description holds the hash of the weights, so a half-written or exchanged file is told
+from a good one. While the pair is being exchanged the weights that the old description vouches for stay beside the
+new ones, as ``model.previous.safetensors``; whichever file the description vouches for is the one that is read. So at
+every moment, whatever stops the save, the folder holds a whole flow: the old one until the last step, then the new.
 """
 
 from __future__ import annotations
@@ -11,16 +16,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-import importlib.util
 import json
 import os
 from pathlib import Path as FilePath
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+import flowmatch.nn
+from flowmatch import paths, schedules, solvers, sources
 from flowmatch.errors import InputError
-from flowmatch.paths import AffinePath
+from flowmatch.paths import AffinePath, Path
+from flowmatch.schedules import Schedule
+from flowmatch.solvers import Solver
 
 if TYPE_CHECKING:
     from flowmatch.flow import Flow
@@ -29,6 +39,16 @@ __all__ = ["load_flow", "save_flow", "write_atomically"]
 
 FORMAT = "flowmatch.flow"
 VERSION = 1
+DESCRIPTION, WEIGHTS, PREVIOUS = "flow.json", "model.safetensors", "model.previous.safetensors"
+
+#: The room whose public classes a part may be, and what it must be.
+ROOMS: dict[str, tuple[ModuleType, type]] = {
+    "field": (flowmatch.nn, nn.Module),
+    "path": (paths, Path),
+    "schedule": (schedules, Schedule),
+    "source": (sources, object),
+    "solver": (solvers, Solver),
+}
 
 
 def write_atomically(path: FilePath, content: bytes) -> None:
@@ -39,10 +59,7 @@ def write_atomically(path: FilePath, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_through(temporary, content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -50,60 +67,63 @@ def write_atomically(path: FilePath, content: bytes) -> None:
 
 def save_flow(flow: Flow, folder: FilePath) -> None:
     """Write the flow into ``folder``, which is made if it is not there."""
-    tensors = _safetensors()
     weights = {}
     if isinstance(flow.field, nn.Module):
-        weights = {name: value.detach().cpu().contiguous() for name, value in flow.field.state_dict().items()}
-    content = tensors.save(weights, metadata={"format": "pt"})
+        # Copies, since two names of one tensor (tied weights) may not share memory in the file.
+        weights = {
+            name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, value in flow.field.state_dict().items()
+        }
+    content = _safetensors().save(weights, metadata={"format": "pt"})
     description = {
         "format": FORMAT,
         "version": VERSION,
         "event_shape": list(flow.event_shape),
-        "field": _describe(flow.field),
-        "path": _describe(flow.path),
-        "source": _describe(flow.source),
-        "solver": None if flow.solver is None else _describe(flow.solver),
-        "weights_sha256": hashlib.sha256(content).hexdigest(),
+        "field": _describe(flow.field, "field"),
+        "path": _describe(flow.path, "path"),
+        "source": _describe(flow.source, "source"),
+        "solver": None if flow.solver is None else _describe(flow.solver, "solver"),
+        "weights_sha256": _hash(content),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    # The description goes last: it vouches for the weights.
-    write_atomically(folder / "model.safetensors", content)
-    write_atomically(folder / "flow.json", (json.dumps(description, indent=2) + "\n").encode())
+    temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
+    try:
+        _write_through(temporary, content)  # a full disc is met here, before anything is touched
+        if (folder / WEIGHTS).is_file() and _hash((folder / WEIGHTS).read_bytes()) == _vouched(folder):
+            os.replace(folder / WEIGHTS, folder / PREVIOUS)
+        os.replace(temporary, folder / WEIGHTS)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_atomically(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    (folder / PREVIOUS).unlink(missing_ok=True)
 
 
-def load_flow(cls: type[Flow], folder: FilePath, field: nn.Module | None) -> Flow:
-    """Read a flow back from ``folder``."""
+def load_flow(cls: type[Flow], folder: FilePath, **given: Any) -> Flow:
+    """Read a flow back from ``folder``; parts in ``given`` that are not ``None`` stand in for those it names."""
     description = _read_description(folder)
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise InputError(f"{path} is missing beside flow.json; train again, or copy the whole run folder")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != description["weights_sha256"]:
-        raise InputError(
-            f"{path} is damaged or belongs to another flow: its hash is not the one in flow.json; "
-            "restore it from a copy, or resume the training from checkpoints/"
-        )
-    weights = _safetensors().load(content)
-    network = field if field is not None else _build(description["field"], folder)
+    weights = _read_weights(folder, description["weights_sha256"])
+    parts = {
+        name: _build(description[name], name, folder) if given.get(name) is None else given[name]
+        for name in ("field", "path", "source", "solver")
+    }
+    network = parts["field"]
     if isinstance(network, nn.Module):
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
-            raise InputError(f"the weights in {path} do not fit {type(network).__name__}: {error}") from None
+            raise InputError(f"the weights in {folder} do not fit {type(network).__name__}: {error}") from None
         dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
         if len(dtypes) == 1:
             network.to(dtypes.pop())
             network.load_state_dict(weights)  # again, unrounded
-    parts = {name: _build(description[name], folder) for name in ("path", "source", "solver")}
-    flow = cls(network, event_shape=tuple(description["event_shape"]), **parts)
-    return flow.eval()
+    return cls(event_shape=tuple(description["event_shape"]), **parts).eval()
 
 
 def _read_description(folder: FilePath) -> dict[str, Any]:
-    path = folder / "flow.json"
+    path = folder / DESCRIPTION
     if not path.is_file():
         hint = "the training may not have finished; resume it" if (folder / "checkpoints").is_dir() else "give a run folder"
-        raise InputError(f"no flow at {folder}: flow.json is missing; {hint}")
+        raise InputError(f"no flow at {folder}: {DESCRIPTION} is missing; {hint}")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -116,50 +136,93 @@ def _read_description(folder: FilePath) -> dict[str, Any]:
             f"{path} has version {description.get('version')}, this flowmatch reads {VERSION}; "
             "use the flowmatch that wrote it, or train again"
         )
+    shape = description["event_shape"]
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise InputError(f"{path} is damaged: event_shape is {shape!r}, not a list of sizes; restore it from a copy")
     return description
 
 
-def _describe(part: Any) -> dict[str, Any]:
-    """Class and arguments of a part; a part of the user's own is named but cannot be built from the name."""
-    kind = type(part)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if isinstance(part, AffinePath):
-        arguments: dict[str, Any] = {"schedule": _describe(part.schedule)}
-    elif dataclasses.is_dataclass(part):
-        arguments = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
-    elif hasattr(part, "config"):
-        arguments = part.config()
-    else:
-        arguments = {}
-    return {"class": name, "arguments": arguments}
+def _read_weights(folder: FilePath, wanted: str) -> dict[str, torch.Tensor]:
+    tensors = _safetensors()
+    for path in (folder / WEIGHTS, folder / PREVIOUS):
+        if path.is_file() and _hash(content := path.read_bytes()) == wanted:
+            try:
+                weights: dict[str, torch.Tensor] = tensors.load(content)
+            except importlib.import_module("safetensors").SafetensorError as error:
+                raise InputError(f"{path} is no safetensors file ({error}); restore it from a copy") from None
+            return weights
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder / WEIGHTS} is missing beside {DESCRIPTION}; train again, or copy the whole run folder")
+    raise InputError(
+        f"{folder / WEIGHTS} is damaged or belongs to another flow: its hash is not the one in {DESCRIPTION}; "
+        "restore it from a copy, or resume the training from checkpoints/"
+    )
 
 
-def _build(spec: dict[str, Any] | None, folder: FilePath) -> Any:
-    if spec is None:
+def _public(part: str) -> dict[str, type]:
+    """Classes that a file may name for a part, by their public names."""
+    room, base = ROOMS[part]
+    kinds = {f"{room.__name__}.{name}": getattr(room, name) for name in room.__all__}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, base)}
+
+
+def _describe(value: Any, part: str) -> dict[str, Any]:
+    """Public name and arguments; what is not ours is named for the reader, without arguments."""
+    kind = type(value)
+    for name, known in _public(part).items():
+        if known is kind:
+            return {"class": name, "arguments": _arguments(value)}
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "arguments": None}
+
+
+def _arguments(value: Any) -> dict[str, Any] | None:
+    """What makes a part of ours again; ``None`` for a path made of the user's functions."""
+    if isinstance(value, AffinePath):
+        return {"schedule": _describe(value.schedule, "schedule")}
+    if dataclasses.is_dataclass(value):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    config = getattr(value, "config", None)
+    arguments: dict[str, Any] | None = config() if callable(config) else None
+    return arguments
+
+
+def _build(spec: Any, part: str, folder: FilePath) -> Any:
+    if spec is None and part == "solver":
         return None
-    module, _, name = str(spec.get("class")).rpartition(".")
-    known = module == "flowmatch" or module.startswith("flowmatch.")
-    public = getattr(importlib.import_module(module), "__all__", ()) if known and _is_module(module) else ()
-    if name not in public:
+    name, arguments = (spec.get("class"), spec.get("arguments")) if isinstance(spec, dict) else (spec, None)
+    kind = _public(part).get(name) if isinstance(name, str) else None
+    if kind is None or not isinstance(arguments, dict):
+        slot = "path" if part == "schedule" else part
         raise InputError(
-            f"{folder / 'flow.json'} names {module}.{name}, which flowmatch cannot build; for a network of your own give "
-            "it to Flow.load(folder, field=network), other parts of your own have to be set on the loaded flow"
+            f"{folder / DESCRIPTION} names {name!r} as the {part}, which flowmatch cannot build from the file; if it is "
+            f"code of your own, make it and give it with Flow.load(folder, {slot}=...)"
         )
-    arguments = {
-        key: _build(value, folder) if isinstance(value, dict) and "class" in value else value
-        for key, value in spec.get("arguments", {}).items()
-    }
+    if kind is AffinePath:
+        arguments = {"schedule": _build(arguments.get("schedule"), "schedule", folder)}
     try:
-        return getattr(importlib.import_module(module), name)(**arguments)
-    except TypeError as error:
-        raise InputError(f"{folder / 'flow.json'} holds wrong arguments for {name}: {error}") from None
+        return kind(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{folder / DESCRIPTION} holds wrong arguments for {name}: {error}") from None
 
 
-def _is_module(name: str) -> bool:
+def _vouched(folder: FilePath) -> str | None:
+    """Hash of the weights that the description in ``folder`` belongs to."""
     try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+        vouched: str = json.loads((folder / DESCRIPTION).read_bytes())["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return vouched
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_through(path: FilePath, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _safetensors() -> Any:

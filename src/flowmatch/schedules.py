@@ -275,5 +275,6 @@ class VarianceExploding(Schedule):
 
 
 def _derivative(function: object, t: Tensor) -> Tensor:
+    t = t.contiguous()  # forward mode takes no overlapping tensors, such as one time expanded over a batch
     _, tangent = torch.func.jvp(function, (t,), (torch.ones_like(t),))
     return tangent

@@ -53,8 +53,7 @@ class Uniform:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Draw ``n`` times, shape ``(n,)``."""
-        t = rand((n,), generator, device, dtype)
-        return t if (self.low, self.high) == (0.0, 1.0) else self.low + (self.high - self.low) * t
+        return _onto(rand((n,), generator, device, dtype), self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,13 @@ class Stratified:
         home = None if generator is None else generator.device
         cell = torch.randperm(n, generator=generator, device=home).to(device or "cpu")
         inside = rand((n,), generator, device, dtype)
-        # Rounding can lift (cell + inside)/n to 1, which is outside the half-open interval.
-        t = ((cell + inside) / max(n, 1)).clamp(max=1 - torch.finfo(inside.dtype).eps / 2)
-        return self.low + (self.high - self.low) * t
+        return _onto(((cell + inside) / max(n, 1)).to(inside.dtype), self.low, self.high)
+
+
+def _onto(unit: Tensor, low: float, high: float) -> Tensor:
+    """Map times on ``[0, 1]`` to ``[low, high)``; rounding may lift one to ``high``, and it is put below."""
+    t = unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
+    return t.clamp(max=high * (1 - torch.finfo(t.dtype).eps))
 
 
 def _check_interval(low: float, high: float) -> None:

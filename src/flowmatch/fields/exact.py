@@ -78,7 +78,9 @@ class MixtureField:
 
     def __call__(self, t: Tensor | float, x: Tensor, *cond: Any) -> Tensor:
         """Velocity ``(B, D)`` at times ``()`` or ``(B,)`` and points ``(B, D)``."""
-        alpha, sigma, alpha_dot, sigma_dot = self._coefficients(t, x)
+        low, high = self.path.interval
+        time = check_time(t, x, low, high, f"where the velocity of {self.path!r} is finite")
+        alpha, sigma, alpha_dot, sigma_dot = self._coefficients(time, x)
         offset, variance = self._offsets(alpha, sigma, x)
         slope = (alpha * alpha_dot * self.variances + sigma * sigma_dot) / variance
         pull = slope * offset
@@ -89,7 +91,7 @@ class MixtureField:
         return (share[:, :, None] * velocities).sum(1).to(x.dtype)
 
     def log_prob(self, t: Tensor | float, x: Tensor) -> Tensor:
-        """Log-density of :math:`x_t` in nats, ``(B, D) -> (B,)``; the data's own at ``t = 1``."""
+        """Log-density of :math:`x_t` in nats, ``(B, D) -> (B,)``; at ``t = 1`` the data's own, widened by the path's last sigma."""
         alpha, sigma, _, _ = self._coefficients(t, x)
         return self._log_joint(*self._offsets(alpha, sigma, x)).logsumexp(dim=1)
 
@@ -201,17 +203,19 @@ class EmpiricalField:
         if x.shape[1:] != self.data.shape[1:]:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.data.shape[1:]))}), got {tuple(x.shape)}")
         time = check_time(t, x).expand(x.shape[:1])
-        peak = x.new_full(x.shape[:1], -torch.inf)
-        mass, total = torch.zeros_like(peak), torch.zeros_like(x)
+        # In half precision a log-density of -300 is known to 2, and its exponential not at all.
+        wide = x.to(time.dtype)
+        peak = wide.new_full(x.shape[:1], -torch.inf)
+        mass, total = torch.zeros_like(peak), torch.zeros_like(wide)
         for part in self.data.split(self.chunk):
-            log_weight, velocity = self._part(time, x, part)
+            log_weight, velocity = self._part(time, wide, part)
             top = torch.maximum(peak, log_weight.amax(1))
             weight = (log_weight - top[:, None]).exp()
             shrink = (peak - top).exp()
             mass = mass * shrink + weight.sum(1)
             total = total * expand_time(shrink, x) + torch.einsum("bn,bn...->b...", weight, velocity)
             peak = top
-        return total / expand_time(mass, x)
+        return (total / expand_time(mass, x)).to(x.dtype)
 
     def _part(self, time: Tensor, x: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         """Conditional log-density ``(B, n)`` and velocity ``(B, n, *event)`` for a part of the data."""
@@ -228,7 +232,7 @@ class EmpiricalField:
             )
         velocity = std_dot / std * (points - mean) + mean_dot
         log_weight = gaussian_log_prob(points, mean, std)
-        return log_weight.view(size, n).to(x.dtype), velocity.view(size, n, *x.shape[1:])
+        return log_weight.view(size, n), velocity.view(size, n, *x.shape[1:])
 
 
 def _spectrum(means: Tensor, std: Tensor | float | None, cov: Tensor | None) -> tuple[Tensor, Tensor | None]:

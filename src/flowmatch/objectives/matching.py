@@ -27,7 +27,7 @@ from flowmatch.objectives.base import Draw, Loss
 from flowmatch.paths import Path
 from flowmatch.sources import Normal
 from flowmatch.tensors import check_event, mean_event, take, time_dtype
-from flowmatch.times import Uniform
+from flowmatch.times import Stratified, Uniform
 from flowmatch.typing import Cond, Coupling, Field, Source, Times
 
 __all__ = ["FlowMatching"]
@@ -49,6 +49,7 @@ class FlowMatching:
 
     Raises:
         TypeError: ``path`` is not a :class:`~flowmatch.Path`.
+        ValueError: ``times`` reach beyond the path's regular interval.
 
     Source:
         Lipman et al. 2023, Eq. 9 and 14.
@@ -74,6 +75,13 @@ class FlowMatching:
         self.path = path
         self.coupling: Coupling = Independent() if coupling is None else coupling
         self.times: Times = Uniform(*path.interval) if times is None else times
+        if isinstance(times, Uniform | Stratified):  # told now, not by the one draw in 10^5 that hits the singularity
+            low, high = path.interval
+            if times.low < low or times.high > high:
+                name = type(times).__name__
+                raise ValueError(
+                    f"{times!r} reaches beyond [{low}, {high}], where {path!r} is regular; give {name}(*path.interval)"
+                )
         self.source: Source = Normal() if source is None else source
 
     def __call__(

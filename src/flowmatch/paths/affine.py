@@ -41,7 +41,7 @@ class AffinePath(ConditionalGaussianPath):
         self.schedule = Linear() if schedule is None else schedule
         if not isinstance(self.schedule, Schedule):
             raise TypeError(
-                f"schedule must be a flowmatch Schedule such as fm.Linear(), got {type(schedule).__name__}; "
+                f"schedule must be a flowmatch Schedule such as fm.Linear(), got {schedule!r}; "
                 "for a formula of your own use fm.FunctionPath(phi) or subclass fm.Schedule"
             )
         self.interval = self.schedule.interval

@@ -59,7 +59,8 @@ class PathSample(NamedTuple):
 class Path(ABC):
     """How ``x0`` is joined to ``x1``. Subclass it with :meth:`_position` alone.
 
-    ``interval`` is where the path is regular; training and sampling stay inside it.
+    ``interval`` is where the path is regular; training and sampling stay inside it, and a velocity asked for
+    outside it is refused by name, never infinite.
     ``source_std`` is the standard deviation with which a flow on a standard normal source starts;
     it is 1 except for paths such as variance-exploding diffusion.
     """
@@ -94,14 +95,12 @@ class Path(ABC):
             TypeError: integer tensors or mixed types.
         """
         check_pair(x0, x1)
-        time = expand_time(check_time(t, x1), x1)
-        return self._fit(self._position(time, x0, x1, z), x1)
+        return self._fit(self._position(expand_time(check_time(t, x1), x1), x0, x1, z), x1)
 
     def velocity(self, t: Tensor | float, x0: Tensor, x1: Tensor, z: Tensor | None = None) -> Tensor:
-        """Conditional velocity, the time derivative of :meth:`position`; same arguments."""
+        """Conditional velocity, the time derivative of :meth:`position`; same arguments, ``t`` in ``interval``."""
         check_pair(x0, x1)
-        time = expand_time(check_time(t, x1), x1)
-        return self._fit(self._both(time, x0, x1, z)[1], x1)
+        return self._fit(self._both(expand_time(self._regular(t, x1), x1), x0, x1, z)[1], x1)
 
     def sample(
         self,
@@ -113,7 +112,7 @@ class Path(ABC):
         """Position and velocity in one pass, as training needs them.
 
         Args:
-            t: time in ``[0, 1]``, shape ``()`` or ``(B,)``.
+            t: time in ``interval``, shape ``()`` or ``(B,)``.
             x0: source samples ``(B, *event)``.
             x1: data samples ``(B, *event)``.
             generator: source of randomness of stochastic paths; the paths here use none.
@@ -122,9 +121,15 @@ class Path(ABC):
             The :class:`PathSample`, with ``t`` of shape ``(B,)``.
         """
         check_pair(x0, x1)
-        time = check_time(t, x1).expand(x1.shape[:1])
+        time = self._regular(t, x1).expand(x1.shape[:1])
         x_t, u_t = self._both(expand_time(time, x1), x0, x1, None)
         return PathSample(time, self._fit(x_t, x1), self._fit(u_t, x1), x0, x1)
+
+    def _regular(self, t: Tensor | float, x: Tensor) -> Tensor:
+        """``t`` beside ``x``, refused where the path has no finite velocity."""
+        if self.interval == (0.0, 1.0):
+            return check_time(t, x)
+        return check_time(t, x, *self.interval, f"where the velocity of {self!r} is finite")
 
     @staticmethod
     def _fit(value: Tensor, like: Tensor) -> Tensor:

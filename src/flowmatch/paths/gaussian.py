@@ -103,11 +103,13 @@ class GaussianPath(ConditionalGaussianPath):
     small at ``t = 1``. ``std`` may depend on ``x1`` and differ per dimension.
 
     Args:
-        mean: ``(t, x1) -> (B, *event)``; ``t`` arrives shaped to broadcast against ``x1``.
-        std: ``(t, x1) ->`` anything that broadcasts to ``(B, *event)``, positive inside ``(0, 1)``.
+        mean: ``(t, x1) -> (B, *event)``; ``t`` arrives shaped ``(B, 1, ..., 1)``, to broadcast against ``x1``.
+        std: ``(t, x1) ->`` a number, or a tensor with as many dimensions as ``x1`` that broadcasts against it;
+            positive inside ``(0, 1)``.
 
     Raises:
         TypeError: one of the two cannot be called.
+        ValueError: on use, a value with fewer dimensions than ``x1``, which would line up with the wrong ones.
 
     Source:
         Lipman et al. 2023, Eq. 10-11.
@@ -130,7 +132,25 @@ class GaussianPath(ConditionalGaussianPath):
         self.mean, self.std = mean, std
 
     def _mean_std(self, t: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
-        return self.mean(t, x1), self.std(t, x1)
+        return _line_up("mean", self.mean(t, x1), t, x1), _line_up("std", self.std(t, x1), t, x1)
+
+    def __repr__(self) -> str:
+        return f"GaussianPath({_name(self.mean)}, {_name(self.std)})"
+
+
+def _name(function: Callable[..., Tensor]) -> str:
+    return getattr(function, "__name__", repr(function))
+
+
+def _line_up(name: str, value: Tensor | float, t: Tensor, x1: Tensor) -> Tensor:
+    """``value`` as a tensor; a ``(B,)`` one is refused, since where ``B = D`` it would broadcast along the event."""
+    value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else t.dtype, device=x1.device)
+    if value.ndim not in (0, x1.ndim):
+        raise ValueError(
+            f"{name}(t, x1) returned shape {tuple(value.shape)} for x1 of shape {tuple(x1.shape)}; "
+            "keep every dimension, for instance with keepdim=True"
+        )
+    return value
 
 
 def _refuse_zero(std: Tensor, t: Tensor | float) -> None:

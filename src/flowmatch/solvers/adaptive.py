@@ -8,7 +8,7 @@ and the next step is :math:`h \cdot 0.9 \, \|e\|^{-0.17} \|e_{prev}\|^{0.04}`, k
 (the PI controller of the original DOPRI5 code for order 5; for order ``p`` the exponents are
 :math:`1/p - 0.03` and 0.04). Norm, decision and step are per sample, so a sample's result does
 not depend on its batch mates; samples that have arrived leave the batch, so no call is spent on
-them.
+them. A step below a few roundings of ``t`` would not move the clock: the solve then stops and says where.
 
 Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 1993, sections II.4 and IV.2.
 """
@@ -22,20 +22,23 @@ import torch
 from torch import Tensor
 
 from flowmatch.solvers.base import ODE, Solution, SolveError, Solver
-from flowmatch.tensors import expand_time, mean_event, take, time_dtype
+from flowmatch.tensors import check_finite, expand_time, mean_event, take, time_dtype
 
 __all__ = ["Adaptive", "CountedCalls"]
 
 
 class CountedCalls:
-    """An equation whose field calls are counted."""
+    """An equation whose field calls are counted; the field sees states of ``dtype``, the solver gets its own type back.
 
-    def __init__(self, equation: ODE) -> None:
+    So a state may be kept in float32 while the network works in bfloat16.
+    """
+
+    def __init__(self, equation: ODE, dtype: torch.dtype) -> None:
         self.count = 0
 
-        def counted(*args: Any) -> Tensor:
+        def counted(t: Tensor, x: Tensor, *cond: Any) -> Tensor:
             self.count += 1
-            return equation.field(*args)
+            return equation.field(t, x.to(dtype), *cond).to(x.dtype)
 
         self.equation = ODE(counted, equation.cond, equation.norm)
 
@@ -68,31 +71,35 @@ class Adaptive:
         max_nfe: int | None,
         x: Tensor,
     ) -> None:
-        self.calls = CountedCalls(equation)
+        self.calls = CountedCalls(equation, x.dtype)
         self.solver, self.times, self.max_nfe = solver, times, max_nfe
         self.rtol, self.atol = tolerances
         self.norm = equation.norm or (lambda e: mean_event(e * e).sqrt())
-        self.kind = time_dtype(x.dtype)
+        self.start, self.kind = x, time_dtype(x.dtype)
+        self.least = 8 * torch.finfo(self.kind).eps * max(1.0, abs(times[0]), abs(times[-1]))
         self.spent, self.accepted, self.rejected = (
             torch.zeros(x.shape[0], dtype=torch.long, device=x.device) for _ in range(3)
         )
 
-    def run(self, x: Tensor, save: bool) -> Solution:
-        times, states = self.times, [x]
-        lane = self._start(x)
-        for target in times[1:]:
+    def run(self, save: bool) -> Solution:
+        self.save, self.done = save, 0
+        lane = self._start(self.start.to(self.kind))
+        self.states = [lane.x]
+        for target in self.times[1:]:
             lane = self._travel(lane, target)
             if bool((lane.t != target).any()):
                 break
-            states.append(lane.x)
-        finished = len(states) == len(times)
-        return self._solution(lane, states if save else None, "finished" if finished else "max_nfe")
+            self.done += 1
+            if save:
+                self.states.append(lane.x)
+        return self._solution(lane, "finished" if self.done == len(self.times) - 1 else "max_nfe")
 
-    def _solution(self, lane: _Lane, states: list[Tensor] | None, status: str) -> Solution:
+    def _solution(self, lane: _Lane, status: str) -> Solution:
+        kind = self.start.dtype
         return Solution(
-            t=torch.tensor(self.times, dtype=self.kind, device=lane.x.device),
-            x=lane.x,
-            trajectory=None if states is None else torch.stack(states),
+            t=torch.tensor(self.times[: self.done + 1], dtype=self.kind, device=lane.x.device),
+            x=lane.x.to(kind),
+            trajectory=torch.stack(self.states).to(kind) if self.save else None,
             nfe=self.calls.count,
             nfe_per_sample=self.spent,
             accepted=self.accepted,
@@ -108,22 +115,22 @@ class Adaptive:
         state = self.solver.init(equation, time, x)
         with torch.no_grad():
             slope = state if isinstance(state, Tensor) else equation(time, x)
-            scale = self.atol + self.rtol * x.abs()
+            scale = self._scale(x.abs())
             d0, d1 = self.norm(x / scale), self.norm(slope / scale)
             span = abs(self.times[-1] - t)
             h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.full_like(d0, 1e-6), 0.01 * d0 / d1).clamp(max=span)
             sign = 1.0 if self.times[-1] > t else -1.0
-            trial = (x + expand_time(sign * h0, x) * slope).to(x.dtype)
+            trial = x + expand_time(sign * h0, x) * slope
             bend = equation(time + sign * h0, trial)
             d2 = self.norm((bend - slope) / scale) / h0
             steepest = torch.maximum(d1, d2)
             h1 = torch.where(
                 steepest <= 1e-15, (h0 * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / self.solver.order)
             )
-            h = torch.minimum(100 * h0, h1).clamp(max=span)
+            h = torch.minimum(100 * h0, h1)
         self.spent += self.calls.count
         # A start that is not finite is told as such by the first step, not by a step size of nan.
-        h = torch.where(torch.isfinite(h), h, torch.full_like(h, span))
+        h = torch.where(torch.isfinite(h), h, torch.full_like(h, span)).clamp(min(self.least, span), span)
         return _Lane(torch.arange(size, device=x.device), time, h.to(self.kind), x, state, torch.ones_like(time))
 
     def _travel(self, lane: _Lane, target: float) -> _Lane:
@@ -135,11 +142,28 @@ class Adaptive:
                 arrived.append(lane)
                 break
             lane, there = self._attempt(equation, lane, target)
+            stuck = ~there & (lane.h < self.least)
+            if bool(stuck.any()):
+                self._fail(stuck, lane, arrived)
             if bool(there.any()):
                 arrived.append(lane.take(there))
                 lane = lane.take(~there)
                 equation = self.calls.equation.take(lane.index)
         return _merge(arrived) if arrived else lane
+
+    def _fail(self, stuck: Tensor, lane: _Lane, arrived: list[_Lane]) -> None:
+        check_finite(self.start, "x")
+        at, count = lane.t[stuck][0].item(), int(stuck.sum())
+        raise SolveError(
+            f"the step size vanished at t = {at:g} for {count} of {self.spent.shape[0]} samples: the field is "
+            f"not finite, not smooth or singular near there; loosen rtol={self.rtol:g} and atol={self.atol:g}, "
+            "use float64, stop before a singular end, or give steps=",
+            self._solution(_merge([*arrived, lane]), "failed"),
+        )
+
+    def _scale(self, size: Tensor) -> Tensor:
+        # With atol = 0 a component that is and stays zero has no error, not an error of 0/0.
+        return (self.atol + self.rtol * size).clamp(min=torch.finfo(size.dtype).tiny)
 
     def _attempt(self, equation: ODE, lane: _Lane, target: float) -> tuple[_Lane, Tensor]:
         remaining = target - lane.t
@@ -151,7 +175,7 @@ class Adaptive:
         self.spent[lane.index] += self.solver.evaluations
         assert error is not None
         with torch.no_grad():
-            scale = self.atol + self.rtol * torch.maximum(lane.x.abs(), new.abs())
+            scale = self._scale(torch.maximum(lane.x.abs(), new.abs()))
             size = self.norm(error / scale).to(self.kind)
             good = size <= 1  # a nan is not
             floor = size.clamp(min=1e-10)
@@ -170,15 +194,6 @@ class Adaptive:
             state=_choose(good, state, lane.state) if isinstance(state, Tensor) else state,
             last_error=torch.where(good, floor.clamp(min=1e-4), lane.last_error),
         )
-        stuck = ~good & (next_h < 8 * torch.finfo(self.kind).eps * max(1.0, abs(target)))
-        if bool(stuck.any()):
-            at = lane.t[stuck][0].item()
-            raise SolveError(
-                f"the step size vanished at t = {at:g} for {int(stuck.sum())} of {self.spent.shape[0]} samples: the field is "
-                f"not finite, not smooth or singular near there; loosen rtol={self.rtol:g} and atol={self.atol:g}, "
-                "use float64, stop before a singular end, or give steps=",
-                self._solution(lane, None, "failed"),
-            )
         return lane, good & ends
 
 

@@ -100,15 +100,15 @@ class Solution:
     """What a solve returns.
 
     Attributes:
-        t: the grid ``(T,)`` from the first to the last time.
+        t: times of the grid that were reached ``(T,)``: the whole grid unless the solve stopped early.
         x: state at the last time ``(B, *event)``, or at ``reached`` if the solve stopped early.
-        trajectory: states at every time of the grid ``(T, B, *event)`` if ``save=True``, else ``None``.
+        trajectory: states at these times ``(T, B, *event)`` if ``save=True``, else ``None``.
         nfe: number of field calls.
         nfe_per_sample: field evaluations spent on each sample ``(B,)``.
         accepted: steps accepted for each sample ``(B,)``.
         rejected: steps rejected for each sample ``(B,)``.
-        reached: time that each sample has reached ``(B,)``.
-        status: ``"finished"``, or ``"max_nfe"`` if the budget ran out first.
+        reached: time that each sample has reached ``(B,)``; in a failed solve, the last at which it was finite.
+        status: ``"finished"``, ``"max_nfe"`` if the budget ran out first, or ``"failed"`` inside a :class:`SolveError`.
     """
 
     t: Tensor
@@ -121,6 +121,16 @@ class Solution:
     reached: Tensor
     status: str = "finished"
 
+    def whole(self) -> Solution:
+        """This solution if every sample arrived, else a :class:`SolveError`: for callers that want a state alone."""
+        if self.status != "finished":
+            raise SolveError(
+                f"max_nfe ran out after {self.nfe} field calls, before every sample had arrived: give more, loosen the "
+                "tolerances, or take what there is from solve(), whose solution says how far each sample came",
+                self,
+            )
+        return self
+
 
 class SolveError(RuntimeError):
     """The solve cannot go on; ``solution`` holds what there was.
@@ -130,7 +140,7 @@ class SolveError(RuntimeError):
         >>> solve(ODE(lambda t, x: x / 0), torch.ones(1, 1), solver=Euler(), steps=2)
         Traceback (most recent call last):
             ...
-        flowmatch.solvers.base.SolveError: the state is not finite after t = 0.5 (first step from t = 0): ...
+        flowmatch.solvers.base.SolveError: the state is not finite after t = 0.5 (first step from t = 0) for 1 of 1 samples: ...
     """
 
     def __init__(self, message: str, solution: Solution) -> None:

@@ -7,13 +7,17 @@ until the end. Error control, with a step of its own for every sample, is in
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
 from flowmatch.solvers.adaptive import Adaptive, CountedCalls
 from flowmatch.solvers.base import ODE, Solution, SolveError, Solver
 from flowmatch.solvers.runge_kutta import Dopri5, Midpoint
-from flowmatch.tensors import check_event, time_dtype
+from flowmatch.tensors import check_event, check_finite, time_dtype
 
 __all__ = ["solve"]
 
@@ -38,7 +42,8 @@ def solve(
     own), or ``rtol`` and ``atol`` (error control). With tolerances a grid may be given as well: then
     it names the times that the solve must hit, for ``save=True``.
 
-    Gradients flow through the solve when gradients are enabled.
+    The state is kept in float32 at least, since a small step would round away in half precision; the field sees it in
+    the type of ``x``, and so comes the result. Gradients flow through the solve when gradients are enabled.
 
     Args:
         equation: what is integrated.
@@ -57,7 +62,7 @@ def solve(
 
     Raises:
         ValueError: no way or two ways to choose the steps, a grid that is not monotone, a tolerance that is not positive,
-            tolerances for a solver without error estimate.
+            tolerances for a solver without error estimate, a start that is not finite.
         SolveError: the state stopped being finite or the step size vanished; names the time and keeps the partial solution.
 
     Example:
@@ -79,7 +84,7 @@ def solve(
     if adaptive:
         solver = Dopri5() if solver is None else solver
         tolerances = _tolerances(solver, rtol, atol)
-        return Adaptive(equation, solver, times, tolerances, max_nfe, x).run(x, save)
+        return Adaptive(equation, solver, times, tolerances, max_nfe, x).run(save)
     return _fixed(equation, Midpoint() if solver is None else solver, times, x, save, max_nfe)
 
 
@@ -89,15 +94,15 @@ def _times(steps: int | None, grid: Tensor | None, span: tuple[float, float]) ->
         if grid.ndim != 1 or grid.shape[0] < 2:
             raise ValueError(f"grid must have shape (T,) with T >= 2, got {tuple(grid.shape)}")
         gaps = grid.diff()
-        if not (bool((gaps > 0).all()) or bool((gaps < 0).all())):
-            raise ValueError("grid must be strictly increasing or strictly decreasing")
+        if not (bool((gaps > 0).all()) or bool((gaps < 0).all())) or not bool(grid.isfinite().all()):
+            raise ValueError("grid must hold finite times, strictly increasing or strictly decreasing")
         return list(grid.tolist())
     start, end = (float(v) for v in span)
     if not (start != end and abs(start) < float("inf") and abs(end) < float("inf")):
         raise ValueError(f"span must hold two different finite times, got {span}")
-    count = 1 if steps is None else steps
-    if not isinstance(count, int) or count < 1:
+    if steps is not None and (not isinstance(steps, Integral) or steps < 1):
         raise ValueError(f"steps must be a whole number, at least 1, got {steps!r}")
+    count = 1 if steps is None else int(steps)
     return [start + (end - start) * i / count for i in range(count)] + [end]
 
 
@@ -117,36 +122,44 @@ def _tolerances(solver: Solver, rtol: float | None, atol: float | None) -> tuple
 def _fixed(
     equation: ODE, solver: Solver, times: list[float], x: Tensor, save: bool, max_nfe: int | None
 ) -> Solution:
-    size, kind = x.shape[0], time_dtype(x.dtype)
-    calls = CountedCalls(equation)
+    given, size, kind = x, x.shape[0], time_dtype(x.dtype)
+    calls = CountedCalls(equation, x.dtype)
+    x = x.to(kind)
     states, done = [x], 0
-    broken = torch.full((), len(times), device=x.device)
+    # On the device, without a look from the host: which step was the first to break each sample.
+    broken = torch.full((size,), len(times), device=x.device)
     state = solver.init(calls.equation, times[0], x)
     for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
         if max_nfe is not None and calls.count + solver.evaluations > max_nfe:
             break
         x, state, _ = solver.step(calls.equation, t, s - t, x, state)
-        # On the device, without a look from the host: which step was the first to break.
-        broken = torch.where(torch.isfinite(x).all(), broken, broken.clamp(max=i))
+        broken = torch.where(_finite(x), broken, broken.clamp(max=i))
         done = i + 1
         if save:
             states.append(x)
+    clock = torch.tensor(times, dtype=kind, device=x.device)
     solution = Solution(
-        t=torch.tensor(times, dtype=kind, device=x.device),
-        x=x,
-        trajectory=torch.stack(states) if save else None,
+        t=clock[: done + 1],
+        x=x.to(given.dtype),
+        trajectory=torch.stack(states).to(given.dtype) if save else None,
         nfe=calls.count,
         nfe_per_sample=torch.full((size,), calls.count),
         accepted=torch.full((size,), done),
         rejected=torch.zeros(size, dtype=torch.long),
-        reached=torch.full((size,), times[done], dtype=kind, device=x.device),
+        reached=clock[broken.clamp(max=done)],
         status="finished" if done == len(times) - 1 else "max_nfe",
     )
-    first = int(broken)
+    first = int(broken.min()) if size else len(times)
     if first < len(times):
+        check_finite(given, "x")
         raise SolveError(
-            f"the state is not finite after t = {times[first + 1]:g} (first step from t = {times[first]:g}): the field "
-            "overflowed or is singular there; use more steps, stop before the singular end, or check the field",
-            solution,
+            f"the state is not finite after t = {times[first + 1]:g} (first step from t = {times[first]:g}) for "
+            f"{int((broken < len(times)).sum())} of {size} samples: the field overflowed or is singular there; use more "
+            "steps, stop before the singular end, or check the field",
+            replace(solution, status="failed"),
         )
     return solution
+
+
+def _finite(x: Tensor) -> Tensor:
+    return torch.isfinite(x).reshape(x.shape[0], math.prod(x.shape[1:])).all(1)

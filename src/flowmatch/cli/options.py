@@ -1,0 +1,72 @@
+"""Options of the command line made from the fields of a config, so that each is said once.
+
+A field ``batch_size: int = Field(256, description="rows of one step")`` becomes ``--batch-size INTEGER  rows of one
+step``. Its default stays open, because it is chosen from the size of the data.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+
+__all__ = ["given_options", "with_options"]
+
+
+def with_options(**models: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command one option for each field of the models; it receives them as keyword arguments.
+
+    Args:
+        **models: config classes by the title under which ``--help`` lists their options.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        added = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=_annotation(name, field, title.replace("_", " ").capitalize()),
+            )
+            for title, model in models.items()
+            for name, field in model.model_fields.items()
+        ]
+        command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
+        return command
+
+    return decorate
+
+
+def given_options(model: type[BaseModel], options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of ``model`` that the user set, by name."""
+    return {name: options[name] for name in model.model_fields if options.get(name) is not None}
+
+
+def _annotation(name: str, field: Any, panel: str) -> Any:
+    help_text = f"{field.description} (default: {_default(field)})"
+    kind = field.annotation
+    flag = f"--{name.replace('_', '-')}"
+    if kind is bool:
+        option = typer.Option(f"{flag}/--no-{flag[2:]}", help=help_text, rich_help_panel=panel, show_default=False)
+        return Annotated[bool | None, option]
+    metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else None
+    if get_origin(kind) is tuple:
+        return Annotated[
+            tuple[float, float] | None, typer.Option(flag, help=help_text, rich_help_panel=panel, show_default=False)
+        ]
+    if kind is bool | None or metavar:
+        kind = str
+    return Annotated[
+        kind | None, typer.Option(flag, help=help_text, metavar=metavar, rich_help_panel=panel, show_default=False)
+    ]
+
+
+def _default(field: Any) -> str:
+    extra = field.json_schema_extra
+    return "from the data's size" if isinstance(extra, dict) and extra.get("by_size") else str(field.default)

@@ -1,0 +1,93 @@
+"""``flowmatch sample``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from flowmatch.cli.errors import reported, say
+from flowmatch.cli.solving import RtolOption, SolverOption, StepsOption, solving
+from flowmatch.cli.tables import check_target, write_table
+from flowmatch.errors import InputError
+from flowmatch.recipes import Run
+
+__all__ = ["sample"]
+
+
+@reported
+def sample(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    n: Annotated[int, typer.Option("-n", "--number", help="Rows to draw.")] = 1000,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help=".csv, .parquet, .npy or .npz. (default: RUN/samples.csv)", show_default=False),
+    ] = None,
+    given: Annotated[
+        list[str] | None, typer.Option("--given", help="COLUMN=VALUE of the condition.", show_default=False)
+    ] = None,
+    steps: StepsOption = None,
+    solver: SolverOption = None,
+    rtol: RtolOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    batch: Annotated[int, typer.Option(help="Rows solved at a time.")] = 10_000,
+    gif: Annotated[
+        Path | None, typer.Option(help="Also animate noise to data; two columns only.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file at --out.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Draw new rows from a run.
+
+    A conditional run without --given draws conditions as often as they occur in its training data.
+    """
+    how = solving(steps, solver, rtol)
+    if n < 1 or batch < 1:
+        raise InputError(f"-n and --batch must be at least 1, got {n} and {batch}")
+    opened = Run.open(run)
+    target = out or run / "samples.csv"
+    check_target(target, overwrite or out is None)
+    if gif is not None and opened.codec.dim != 2:
+        raise InputError(f"--gif needs a run of two columns, this one has {opened.codec.dim}")
+    generator = torch.Generator().manual_seed(seed)
+    cond = conditions(opened, given or [], n, generator)
+    parts = []
+    for start in range(0, n, batch):
+        rows = slice(start, min(start + batch, n))
+        part = None if cond is None else cond[rows]
+        parts.append(opened.flow.sample(rows.stop - rows.start, part, generator=generator, **how))
+    frame = opened.codec.decode(torch.cat(parts), cond)
+    write_table(frame, target)
+    if not quiet:
+        say(f"{n} rows written to {target}")
+    if gif is not None:
+        animate(opened, gif, cond, seed)
+        if not quiet:
+            say(f"animation written to {gif}")
+
+
+def conditions(run: Run, given: list[str], n: int, generator: torch.Generator) -> Any:
+    """Conditions of ``n`` samples: the ones given, or draws from the training data's own."""
+    pairs = {}
+    for text in given:
+        column, sign, value = text.partition("=")
+        if not sign:
+            raise InputError(f"--given needs COLUMN=VALUE, got {text}")
+        pairs[column.strip()] = value.strip()
+    if not pairs:
+        return run.codec.draw_condition(n, generator)
+    return run.codec.encode_condition(pairs, n)
+
+
+def animate(run: Run, path: Path, cond: Any, seed: int, points: int = 1000) -> None:
+    """Animation of noise turning into data, in the units of the data."""
+    from flowmatch.plot import animate as draw
+
+    n = points if cond is None else min(points, len(cond))
+    grid = torch.linspace(*run.flow.path.interval, 61)
+    solution = run.flow.trajectory(
+        n, None if cond is None else cond[:n], generator=torch.Generator().manual_seed(seed), grid=grid, rtol=1e-4
+    )
+    draw(solution.trajectory, path)

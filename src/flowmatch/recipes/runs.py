@@ -1,0 +1,294 @@
+r"""A run: from a table to a folder that samples and scores, and back from the folder.
+
+The folder is the artefact. It holds ``config.yaml`` (all that is needed to train again), ``data.json`` (the codec between
+table and tensors, and a fingerprint of the data), ``flow.json`` and ``model.safetensors`` (the averaged weights),
+``checkpoints/``, ``metrics.jsonl``, ``tensorboard/`` and ``README.md``. Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from flowmatch.data import Table, TableCodec, TableData, load_table
+from flowmatch.errors import InputError
+from flowmatch.flow import Flow
+from flowmatch.persist import write_atomically
+from flowmatch.recipes.card import model_card
+from flowmatch.recipes.tabular import FlowConfig, fit_flow, suggest
+from flowmatch.train import TrainConfig, TrainResult, explain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Run", "RunConfig", "prepare_folder", "train_run"]
+
+MARKS = ("config.yaml", "data.json", "flow.json", "checkpoints", "metrics.jsonl")
+
+
+class RunConfig(BaseModel):
+    """Everything that makes a run, as written to ``config.yaml``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data: str = Field(description="file .csv, .parquet, .npy, .npz, or toy:NAME, sklearn:NAME")
+    rows: int | None = Field(None, ge=2, description="rows to draw from a toy set")
+    condition: str | None = Field(None, description="column that the model is conditioned on")
+    columns: tuple[str, ...] | None = Field(None, description="columns to keep; all by default")
+    drop: tuple[str, ...] = Field((), description="columns to leave out")
+    holdout: float = Field(0.1, ge=0, le=0.5, description="share of the rows kept out of training")
+    flow: FlowConfig = Field(default_factory=FlowConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, data: str) -> str:
+        """A run must find its data from any working directory."""
+        return data if data.startswith(("toy:", "sklearn:")) else str(Path(data).expanduser().resolve())
+
+    @classmethod
+    def choose(cls, options: dict[str, Any], table: Table) -> RunConfig:
+        """Fill in from the size of the data what ``options`` leave open.
+
+        Args:
+            options: fields by name, with ``flow`` and ``train`` as dicts.
+            table: the loaded data.
+
+        Raises:
+            InputError: an unknown option or a value out of its limits; every problem is named.
+        """
+        holdout = options.get("holdout", 0.1)
+        held = _held(len(table.frame), holdout) if isinstance(holdout, int | float) else 0
+        flow, train = suggest(len(table.frame) - held, table.frame.shape[1])
+        merged = {**options, "flow": {**flow, **_part(options, "flow")}, "train": {**train, **_part(options, "train")}}
+        return cls.parse(merged)
+
+    @classmethod
+    def parse(cls, options: Any) -> RunConfig:
+        """Config from a plain dict; problems become one :class:`~flowmatch.InputError`."""
+        if not isinstance(options, dict):
+            raise InputError(f"a run's config is a mapping of options to values, got {type(options).__name__}")
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            raise InputError("; ".join(explain(problem, cls) for problem in error.errors())) from None
+
+    def to_yaml(self) -> str:
+        """The config as YAML text; :meth:`parse` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, opened from its folder.
+
+    Attributes:
+        folder: where it lies.
+        config: what made it.
+        codec: between table rows and tensors.
+        flow: the flow on encoded rows, with the averaged weights.
+        image_shape: shape of a row as an image, or ``None``.
+        fingerprint: hash of the training table.
+    """
+
+    folder: Path
+    config: RunConfig
+    codec: TableCodec
+    flow: Flow
+    image_shape: tuple[int, ...] | None
+    fingerprint: str
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Open a run folder.
+
+        Raises:
+            InputError: no run there, or a damaged one; the message names the file.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"no run folder at {folder}; give the folder that flowmatch train wrote (--out)")
+        flow = Flow.load(folder)
+        config = read_config(folder / "config.yaml")
+        described = _read_json(folder / "data.json")
+        try:
+            codec = TableCodec.from_json(described["codec"])
+            shape = described["image_shape"]
+            return cls(folder, config, codec, flow, tuple(shape) if shape else None, str(described["fingerprint"]))
+        except KeyError as error:
+            raise InputError(f"{folder / 'data.json'} lacks {error}; restore it from a copy or train again") from None
+
+    def split(self, source: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The rows the run was trained on and those held out, from the original data.
+
+        Args:
+            source: where the data lies now, if it has moved.
+
+        Raises:
+            InputError: the data cannot be read or has changed since.
+        """
+        table = load_table(source or self.config.data, rows=self.config.rows, seed=self.config.train.seed)
+        if fingerprint(table.frame) != self.fingerprint:
+            raise InputError(
+                f"{table.source} is not the table this run was trained on: its content has changed; "
+                "give the original with --data, or score the new one with flowmatch score"
+            )
+        return split(table.frame, self.config.holdout, self.config.train.seed)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def train_run(
+    config: RunConfig,
+    table: Table,
+    out: Path,
+    *,
+    callbacks: Sequence[Any] = (),
+    resume: bool = False,
+    main: bool = True,
+) -> tuple[Run, TrainResult]:
+    """Train on a table and write the run folder, which must be ready (see :func:`prepare_folder`).
+
+    Args:
+        config: what to do.
+        table: the loaded data.
+        out: run folder.
+        callbacks: told about progress.
+        resume: go on from the newest good checkpoint.
+        main: whether this process writes; one process of several does.
+
+    Returns:
+        The run, and the trainer's account.
+    """
+    codec = TableCodec.fit(table.frame, config.condition, columns=config.columns, drop=config.drop)
+    rows, held = split(table.frame, config.holdout, config.train.seed)
+    print_of_data = fingerprint(table.frame)
+    if main:
+        described = {
+            "codec": codec.to_json(),
+            "image_shape": list(table.image_shape) if table.image_shape else None,
+            "fingerprint": print_of_data,
+            "rows": len(rows),
+            "heldout_rows": len(held),
+            "notes": codec.notes,
+        }
+        write_atomically(out / "config.yaml", config.to_yaml().encode())
+        write_atomically(out / "data.json", (json.dumps(described, indent=2) + "\n").encode())
+    flow, result = fit_flow(
+        TableData(codec, rows),
+        TableData(codec, held) if len(held) else None,
+        dim=codec.dim,
+        classes=codec.classes,
+        cond_dim=codec.cond_dim,
+        flow=config.flow,
+        train=config.train,
+        out=out,
+        callbacks=callbacks,
+        resume=resume,
+    )
+    run = Run(out, config, codec, flow.cpu(), table.image_shape, print_of_data)
+    if main:
+        flow.save(out)
+        card = model_card(out.name, config, codec, result, len(rows), len(held))
+        write_atomically(out / "README.md", card.encode())
+    return run, result
+
+
+def prepare_folder(out: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Make an empty run folder, or keep the one to resume.
+
+    Raises:
+        InputError: the folder holds something and neither ``overwrite`` nor ``resume`` is given; it holds something that
+            is not a run; there is nothing to resume.
+    """
+    if resume:
+        if not (out / "config.yaml").is_file():
+            raise InputError(f"nothing to resume at {out}: no config.yaml there; train without --resume")
+        return
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder with --out")
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise InputError(
+                f"{out} already holds something; use another --out, --resume to go on with that run, "
+                "or --overwrite to replace it"
+            )
+        if not any((out / mark).exists() for mark in MARKS):
+            raise InputError(f"{out} is not a run folder, so it will not be overwritten; give another --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read ``config.yaml`` of a run.
+
+    Raises:
+        InputError: missing, not YAML, or not a run's config.
+    """
+    return RunConfig.parse(read_options(path))
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Read a YAML file of options, which may be incomplete."""
+    if not path.is_file():
+        raise InputError(f"no config at {path}; give an existing .yaml file")
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(options, dict):
+        raise InputError(f"{path} must hold a mapping of options to values, got {type(options).__name__}")
+    return options
+
+
+def split(frame: pd.DataFrame, holdout: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows for training and held-out rows, the same for the same seed."""
+    held = _held(len(frame), holdout)
+    order = torch.randperm(len(frame), generator=torch.Generator().manual_seed(seed)).numpy()
+    return frame.iloc[order[held:]], frame.iloc[order[:held]]
+
+
+def fingerprint(frame: pd.DataFrame) -> str:
+    """Hash of a table's names, types and content."""
+    import pandas as pd
+
+    digest = hashlib.sha256(repr([(str(name), str(kind)) for name, kind in frame.dtypes.items()]).encode())
+    digest.update(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _held(rows: int, holdout: float) -> int:
+    return int(holdout * rows)
+
+
+def _part(options: dict[str, Any], name: str) -> dict[str, Any]:
+    part = options.get(name) or {}
+    if not isinstance(part, dict):
+        raise InputError(f"{name} must be a mapping of options to values, got {type(part).__name__}")
+    return part
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path} is missing; restore it from a copy or train again")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore it from a copy or train again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} was not written by flowmatch; restore it from a copy or train again")
+    return content

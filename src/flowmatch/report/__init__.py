@@ -1,0 +1,19 @@
+"""Report: a trained flow measured on rows it never saw, and a page that shows it.
+
+:func:`evaluate` measures, draws and writes everything; :func:`write_html` makes the page again from what was measured.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+for _name, _package in (("jinja2", "jinja2"), ("sklearn", "scikit-learn"), ("pandas", "pandas")):
+    if find_spec(_name) is None:
+        raise ImportError(
+            f'flowmatch.report needs {_package}, which is not installed; run: pip install "flowmatch[cli]"'
+        )
+
+from flowmatch.report.evaluate import evaluate
+from flowmatch.report.page import write_html
+
+__all__ = ["evaluate", "write_html"]

@@ -1,0 +1,31 @@
+"""Training: one loop from a laptop to a cluster, and everything it needs to survive a stop."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+for _name in ("accelerate", "pydantic", "safetensors"):
+    if find_spec(_name) is None:
+        raise ImportError(f'flowmatch.train needs {_name}, which is not installed; run: pip install "flowmatch[train]"')
+
+from flowmatch.train.checkpoint import Checkpoint, Checkpoints
+from flowmatch.train.config import TrainConfig, explain
+from flowmatch.train.data import Data, TensorData
+from flowmatch.train.ema import Ema
+from flowmatch.train.log import Callback, JsonLines, TensorBoard
+from flowmatch.train.trainer import Trainer, TrainResult
+
+__all__ = [
+    "Callback",
+    "Checkpoint",
+    "Checkpoints",
+    "Data",
+    "Ema",
+    "JsonLines",
+    "TensorBoard",
+    "TensorData",
+    "TrainConfig",
+    "TrainResult",
+    "Trainer",
+    "explain",
+]

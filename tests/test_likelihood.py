@@ -1,0 +1,345 @@
+"""Laws of the likelihood: closed forms, both divergences, what it costs, and gradients through it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import flowmatch as fm
+from tests.problems import SCHEDULES, gaussian_world, mixture_world, random_mlp, seeded
+from tests.solvers.test_fixed import Counter
+
+
+class WaveField:
+    """A nonlinear field on events of any shape whose Jacobian is full, made of plain tensor operations."""
+
+    def __init__(self, *event, seed=0):
+        dim = math.prod(event)
+        self.mix = torch.randn(dim, dim, generator=seeded(seed), dtype=torch.float64) / math.sqrt(dim)
+
+    def __call__(self, t, x, *cond):
+        flat = x.reshape(x.shape[0], len(self.mix))
+        wave = torch.sin(flat @ self.mix.to(x) + 3 * t[:, None].to(x)) * (1 if not cond else cond[0][:, None].to(x))
+        return (wave @ self.mix.T.to(x)).view_as(x)
+
+
+def _rows(field, x, *, tol=1e-9, **options):
+    return fm.log_likelihood(field, x, fm.Normal(), rtol=tol, atol=tol, **options)
+
+
+# --- closed forms -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make", "name"), [*((mixture_world, n) for n in SCHEDULES), (gaussian_world, "vp")])
+def test_log_prob_of_an_exact_field_is_the_density_of_its_law(name, make):
+    """From the law at the path's start, which is the source's or, for a diffusion, nearly so, to that at its end."""
+    path = fm.AffinePath(SCHEDULES[name])
+    field, (start, end) = make(path), path.interval
+
+    class Start:
+        """The law of x at the start itself: what a diffusion really starts from."""
+
+        log_prob = staticmethod(lambda x: field.log_prob(start, x))
+
+    x = make().sample(5, generator=seeded())
+    solved = fm.log_likelihood(field, x, Start(), span=(end, start), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(solved.log_prob, field.log_prob(end, x), rtol=1e-6, atol=1e-6)
+    assert torch.equal(solved.stderr, torch.zeros(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["linear-min", "cosine"])
+def test_flows_from_the_source_itself_have_the_closed_form(name):
+    path = fm.AffinePath(SCHEDULES[name])
+    field = mixture_world(path)
+    flow = fm.Flow(field, path, event_shape=(2,))
+    x = field.sample(8, generator=seeded())
+    torch.testing.assert_close(flow.log_prob(x, rtol=1e-8, atol=1e-8), field.log_prob(1.0, x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve-mild"])
+def test_diffusions_miss_the_closed_form_by_their_start_alone(name):
+    """log p - truth = log source(x0) - log p_0(x0): what the schedule's stated deviation costs, and nothing more."""
+    path = fm.AffinePath(SCHEDULES[name])
+    field, (start, end) = mixture_world(path), path.interval
+    flow = fm.Flow(field, path, event_shape=(2,))
+    x = field.sample(8, generator=seeded())
+    solved = flow.likelihood(x, rtol=1e-8, atol=1e-8)
+    cost = flow.source.log_prob(solved.x0) - field.log_prob(start, solved.x0)
+    torch.testing.assert_close(solved.log_prob, field.log_prob(end, x) + cost, rtol=1e-6, atol=1e-6)
+    assert cost.abs().max() < (0.05 if name == "vp" else 1.5)
+
+
+@pytest.mark.parametrize("start", [-0.1, 1.7])
+def test_a_point_at_rest_still_gathers_its_divergence(start):
+    """Where the velocity is zero the path alone would let the solver leap over the divergence."""
+    field = lambda t, x: 8 * torch.cos(9 * t)[:, None] * torch.sin(math.pi * x)  # noqa: E731
+    x = torch.tensor([[0.0], [start]], dtype=torch.float64)
+    solved = _rows(field, x, tol=1e-7)
+    gathered = 8 * math.pi * math.sin(9.0) / 9  # integral of the divergence at x = 0
+    assert (solved.log_prob[0] - fm.Normal().log_prob(x[:1])[0]).item() == pytest.approx(-gathered, abs=1e-5)
+
+
+@pytest.mark.parametrize("steps", [{"steps": 80, "solver": fm.RK4()}, {"steps": 30, "solver": fm.Dopri5()}, {"rtol": 1e-8}])
+def test_any_way_of_stepping_will_do(steps):
+    field = gaussian_world()
+    x = field.sample(10, generator=seeded())
+    solved = fm.log_likelihood(field, x, fm.Normal(), **steps)
+    torch.testing.assert_close(solved.log_prob, field.log_prob(1.0, x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(solved.x0, field.transport(x, 1.0, 0.0), rtol=0, atol=1e-5)
+
+
+def test_the_density_of_a_random_network_integrates_to_one():
+    # The outer layers are scaled so that the map is smooth but far from the identity.
+    net = random_mlp(2, seed=2, scale=0.8)
+    flow = fm.Flow(net, event_shape=(2,)).double()
+    cells, reach = 90, 6.0
+    axis = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells * 2 * reach - reach
+    with torch.no_grad():
+        log_p = flow.log_prob(torch.cartesian_prod(axis, axis), steps=25, solver=fm.Midpoint())
+    total = log_p.exp().sum() * (2 * reach / cells) ** 2
+    assert total.item() == pytest.approx(1.0, abs=0.01)
+    plain = fm.Normal().log_prob(torch.cartesian_prod(axis, axis))
+    assert (log_p.exp() - plain.exp()).abs().sum() * (2 * reach / cells) ** 2 > 0.3  # which is not the source's
+
+
+# --- the exact divergence -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", [(5,), (2, 3), (2, 3, 4), (1,), ()])
+@pytest.mark.parametrize("size", [0, 1, 4])
+@pytest.mark.parametrize("chunk", [None, 1, 3, 1000])
+def test_the_exact_divergence_is_that_of_a_loop_of_backward_passes(event, size, chunk):
+    field = WaveField(*event)
+    x = torch.randn(size, *event, generator=seeded(), dtype=torch.float64)
+    t = torch.rand(size, generator=seeded(1), dtype=torch.float64)
+    got = fm.divergence(field, t, x, method=fm.Exact(chunk))
+    leaf = x.clone().requires_grad_()
+    value, loop = field(t, leaf).reshape(size, math.prod(event)), torch.zeros(size, dtype=torch.float64)
+    for i in range(math.prod(event)):
+        gradient = torch.autograd.grad(value[:, i].sum(), leaf, retain_graph=True)[0]
+        loop = loop + gradient.reshape(size, math.prod(event))[:, i]
+    torch.testing.assert_close(got, loop, rtol=1e-10, atol=1e-10)
+
+
+def test_images_are_scored_as_their_flattened_vectors():
+    wave = WaveField(1, 3, 4)
+    images = torch.randn(4, 1, 3, 4, generator=seeded(), dtype=torch.float64)
+    flat = lambda t, x: wave(t, x.view(-1, 1, 3, 4)).flatten(1)  # noqa: E731
+    for method in (None, fm.Exact(chunk=5), fm.Hutchinson(probes=3)):
+        a = _rows(wave, images, method=method, generator=seeded(9), tol=1e-7)
+        b = _rows(flat, images.flatten(1), method=method, generator=seeded(9), tol=1e-7)
+        torch.testing.assert_close(a.log_prob, b.log_prob, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(a.x0.flatten(1), b.x0, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": 3}, {"cond_dim": 2}])
+def test_a_network_that_knows_its_divergence_is_asked_for_it(options, monkeypatch):
+    net = random_mlp(4, scale=0.5, **options)
+    x = torch.randn(6, 4, generator=seeded(), dtype=torch.float64)
+    cond = {"classes": torch.arange(6) % 3, "cond_dim": torch.randn(6, 2, generator=seeded(2)).double()}
+    given = {"cond": cond[next(iter(options))]} if options else {}
+    with torch.no_grad():
+        general = fm.log_likelihood(net, x, fm.Normal(), method=fm.Exact(chunk=2), steps=10, **given)
+        monkeypatch.setattr(net, "forward", None)  # its own way is the only one left
+        own = fm.log_likelihood(net, x, fm.Normal(), steps=10, **given)
+    torch.testing.assert_close(own.log_prob, general.log_prob, rtol=1e-10, atol=1e-10)
+    assert own.nfe == general.nfe
+
+
+def test_the_field_runs_once_for_the_value_and_once_for_each_chunk():
+    x = torch.zeros(2, 6, dtype=torch.float64)
+    for chunk, calls in ((None, 1), (6, 1), (4, 2), (1, 6)):
+        field = Counter(WaveField(6))
+        fm.divergence(field, 0.5, x, method=fm.Exact(chunk))
+        assert field.calls == calls
+
+
+# --- Hutchinson ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_probes_have_mean_zero_and_variance_one(kind, dtype):
+    """The one thing that makes z' J z unbiased: E z z' = I."""
+    x = torch.zeros(50_000, 4, dtype=dtype)
+    z = fm.Hutchinson(2, kind).tangents(x, seeded())
+    assert z.shape == (50_000, 2, 4)
+    assert z.dtype == dtype
+    z = z.double().flatten(0, 1)
+    moments = z.T @ z / len(z)
+    spread = 5 * math.sqrt(2 / len(z))
+    torch.testing.assert_close(moments, torch.eye(4, dtype=torch.float64), rtol=0, atol=spread + 2e-3 * (dtype == torch.bfloat16))
+    assert z.mean(0).abs().max() < 5 / math.sqrt(len(z))
+    assert torch.isfinite(z).all()
+    if kind == "rademacher":
+        assert torch.equal(z.abs(), torch.ones_like(z))
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+def test_hutchinson_is_unbiased_within_its_own_standard_error(kind):
+    field = WaveField(2, 4)
+    x = torch.randn(3, 2, 4, generator=seeded(), dtype=torch.float64)
+    exact = fm.divergence(field, 0.3, x)
+    estimates = torch.stack(
+        [fm.divergence(field, 0.3, x, method=fm.Hutchinson(8, kind), generator=g) for g in map(seeded, range(300))]
+    )
+    score = (estimates.mean(0) - exact) / (estimates.std(0) / math.sqrt(300))
+    assert score.abs().max() < 4.5
+    assert estimates.std(0).min() > 0.05
+
+
+def test_signs_have_less_variance_than_normals():
+    field, x = WaveField(8), torch.zeros(2000, 8, dtype=torch.float64)
+    spread = {k: fm.divergence(field, 0.3, x, method=fm.Hutchinson(1, k), generator=seeded()).std() for k in
+              ("rademacher", "gaussian")}
+    assert spread["rademacher"] < 0.9 * spread["gaussian"]
+
+
+def test_the_standard_error_of_a_log_prob_is_what_it_says():
+    field, n = WaveField(6), 400
+    row = torch.randn(1, 6, generator=seeded(), dtype=torch.float64)
+    x = row.expand(n, 6).contiguous()  # one point, many independent sets of probes
+    solved = _rows(field, x, method=fm.Hutchinson(16), generator=seeded(1), tol=1e-6)
+    exact = _rows(field, row, tol=1e-8).log_prob
+    scores = (solved.log_prob - exact) / solved.stderr
+    assert scores.mean().abs() < 5 / math.sqrt(n)
+    assert scores.std().item() == pytest.approx(math.sqrt(15 / 13), rel=0.2)  # Student's t with 15 degrees of freedom
+    assert (solved.log_prob - exact).std().item() == pytest.approx(solved.stderr.square().mean().sqrt().item(), rel=0.2)
+
+
+def test_one_probe_has_no_standard_error():
+    solved = _rows(WaveField(3), torch.zeros(2, 3).double(), method=fm.Hutchinson(1), generator=seeded(), tol=1e-4)
+    assert torch.isnan(solved.stderr).all()
+    assert torch.isfinite(solved.log_prob).all()
+
+
+def test_probes_are_kept_over_the_whole_solve():
+    """The solver's right-hand side is one function: asked twice at one point it gives one answer."""
+    asked = {}
+
+    class Watched(fm.Hutchinson):
+        def __call__(self, equation, t, x, tangents):
+            asked.setdefault("probes", tangents.clone())
+            assert torch.equal(asked["probes"], tangents)
+            return super().__call__(equation, t, x, tangents)
+
+    solved = fm.log_likelihood(WaveField(3), torch.zeros(4, 3).double(), fm.Normal(), method=Watched(2), steps=5)
+    assert solved.nfe == 10
+
+
+def test_probes_follow_the_samples_that_are_left():
+    """Rows of unlike difficulty under error control: each keeps its own probes, so batch and alone agree."""
+    field = lambda t, x: torch.sin(x) * x.abs().sum(1, keepdim=True)  # noqa: E731
+    x = torch.tensor([[0.1, 0.2, 0.0], [3.0, -2.0, 4.0], [0.5, -0.3, 0.4]], dtype=torch.float64)
+    z = fm.Hutchinson(2).tangents(x, seeded(4))
+
+    class Given(fm.Hutchinson):
+        def tangents(self, x, generator):
+            return z[: x.shape[0]] if x.shape[0] > 1 else z[1:2]
+
+    together = _rows(field, x, method=Given(2), tol=1e-7)
+    alone = _rows(field, x[1:2], method=Given(2), tol=1e-7)
+    torch.testing.assert_close(alone.log_prob[0], together.log_prob[1], rtol=1e-9, atol=1e-9)
+
+
+def test_the_generator_decides():
+    field, x = WaveField(4), torch.zeros(3, 4, dtype=torch.float64)
+    before = torch.get_rng_state()
+    a, b, c = (_rows(field, x, method=fm.Hutchinson(2), generator=seeded(s), tol=1e-4).log_prob for s in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- gradients, graphs, types, refusals ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [None, fm.Exact(chunk=2), fm.Hutchinson(2)])
+def test_gradients_are_those_of_finite_differences(method):
+    net = random_mlp(2, scale=0.5, hidden=4, depth=1)
+    flow = fm.Flow(net, event_shape=(2,))
+    x = torch.randn(3, 2, generator=seeded(), dtype=torch.float64, requires_grad=True)
+
+    def value():
+        options = {"divergence": method, "generator": seeded(7), "differentiable": True}
+        return flow.log_prob(x, steps=4, solver=fm.Midpoint(), **options).sum()
+
+    leaves = [*net.parameters(), x]
+    for leaf, gradient in zip(leaves, torch.autograd.grad(value(), leaves), strict=True):
+        gradient = gradient.flatten()
+        at = gradient.abs().argmax()
+        assert gradient[at].abs() > 1e-3
+        ends = []
+        for h in (1e-5, -1e-5):
+            with torch.no_grad():
+                leaf.view(-1)[at] += h
+                ends.append(value().item())
+                leaf.view(-1)[at] -= h
+        assert gradient[at].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6)
+
+
+def test_gradients_under_error_control_are_those_of_small_steps():
+    mix = torch.randn(2, 2, generator=seeded(1), dtype=torch.float64).requires_grad_()
+    flow = fm.Flow(lambda t, x: torch.sin(x @ mix + 3 * t[:, None]) @ mix, event_shape=(2,))
+    x = torch.randn(3, 2, generator=seeded(), dtype=torch.float64)
+    by_steps, by_tolerance = (
+        torch.autograd.grad(flow.log_prob(x, differentiable=True, **how).sum(), mix)[0]
+        for how in ({"steps": 60, "solver": fm.RK4()}, {"rtol": 1e-8, "atol": 1e-8})
+    )
+    torch.testing.assert_close(by_tolerance, by_steps, rtol=1e-5, atol=1e-5)
+
+
+def test_no_graph_is_kept_unless_asked_for():
+    flow = fm.Flow(random_mlp(2), event_shape=(2,))
+    x = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    assert not flow.log_prob(x, steps=2).requires_grad
+    assert flow.log_prob(x, steps=2, differentiable=True).requires_grad
+    with torch.no_grad():
+        assert flow.log_prob(x, steps=2, differentiable=True).requires_grad
+        assert not flow.likelihood(x, steps=2).log_prob.requires_grad
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_networks_are_integrated_in_float32(dtype):
+    """Half rounds the field to three digits; the sum of its divergence over the steps must not lose the rest."""
+    field = lambda t, x: 0.7 * x  # noqa: E731
+    x = torch.randn(50, 8, generator=seeded()).to(dtype)
+    solved = fm.log_likelihood(field, x, fm.Normal(), steps=200)
+    exact = fm.log_likelihood(field, x.double(), fm.Normal(), steps=200)
+    assert solved.log_prob.dtype == torch.float32
+    assert solved.x0.dtype == dtype
+    torch.testing.assert_close(solved.log_prob.double(), exact.log_prob, rtol=0, atol=0.1)
+
+
+def test_an_empty_batch_is_scored():
+    for method in (None, fm.Hutchinson(2)):
+        solved = fm.log_likelihood(random_mlp(3), torch.zeros(0, 3).double(), fm.Normal(), method=method, rtol=1e-3)
+        assert solved.log_prob.shape == solved.stderr.shape == (0,)
+        assert solved.x0.shape == (0, 3)
+
+
+def test_a_budget_that_runs_out_is_no_likelihood():
+    with pytest.raises(fm.SolveError, match="max_nfe ran out"):
+        fm.log_likelihood(WaveField(3), torch.zeros(2, 3).double(), fm.Normal(), rtol=1e-9, max_nfe=10)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fm.Exact(chunk=0), "chunk must be at least 1, got 0"),
+        (lambda: fm.Hutchinson(probes=0), "probes must be at least 1, got 0"),
+        (lambda: fm.Hutchinson(kind="sobol"), "kind must be 'rademacher' or 'gaussian', got 'sobol'"),
+    ],
+)
+def test_methods_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("method", [None, fm.Hutchinson()])
+def test_a_field_of_wrong_shape_is_refused(method):
+    with pytest.raises(ValueError, match="the field returned shape"):
+        fm.divergence(lambda t, x: x[:, :1], 0.5, torch.zeros(3, 2), method=method)
