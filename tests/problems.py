@@ -98,9 +98,7 @@ PATHS: dict[str, PathCase] = {
     "function-bulge": PathCase(fm.FunctionPath(_bulge), exact_in_half=False),
 }
 
-GAUSSIAN_PATHS = {
-    name: case for name, case in PATHS.items() if isinstance(case.path, fm.AffinePath | fm.GaussianPath)
-}
+GAUSSIAN_PATHS = {name: case for name, case in PATHS.items() if isinstance(case.path, fm.AffinePath | fm.GaussianPath)}
 
 # --- laws ---------------------------------------------------------------------------------------------------
 
@@ -246,4 +244,6 @@ def z_scores(values: Tensor) -> Tensor:
 def public_subclasses(room: Any, base: type) -> set[type]:
     """Concrete classes of a room's public names that derive from ``base``."""
     named = (getattr(room, name) for name in room.__all__)
-    return {c for c in named if isinstance(c, type) and issubclass(c, base) and not getattr(c, "__abstractmethods__", None)}
+    return {
+        c for c in named if isinstance(c, type) and issubclass(c, base) and not getattr(c, "__abstractmethods__", None)
+    }

@@ -81,7 +81,9 @@ def test_a_point_at_rest_still_gathers_its_divergence(start):
     assert (solved.log_prob[0] - fm.Normal().log_prob(x[:1])[0]).item() == pytest.approx(-gathered, abs=1e-5)
 
 
-@pytest.mark.parametrize("steps", [{"steps": 80, "solver": fm.RK4()}, {"steps": 30, "solver": fm.Dopri5()}, {"rtol": 1e-8}])
+@pytest.mark.parametrize(
+    "steps", [{"steps": 80, "solver": fm.RK4()}, {"steps": 30, "solver": fm.Dopri5()}, {"rtol": 1e-8}]
+)
 def test_any_way_of_stepping_will_do(steps):
     field = gaussian_world()
     x = field.sample(10, generator=seeded())
@@ -170,7 +172,9 @@ def test_probes_have_mean_zero_and_variance_one(kind, dtype):
     z = z.double().flatten(0, 1)
     moments = z.T @ z / len(z)
     spread = 5 * math.sqrt(2 / len(z))
-    torch.testing.assert_close(moments, torch.eye(4, dtype=torch.float64), rtol=0, atol=spread + 2e-3 * (dtype == torch.bfloat16))
+    torch.testing.assert_close(
+        moments, torch.eye(4, dtype=torch.float64), rtol=0, atol=spread + 2e-3 * (dtype == torch.bfloat16)
+    )
     assert z.mean(0).abs().max() < 5 / math.sqrt(len(z))
     assert torch.isfinite(z).all()
     if kind == "rademacher":
@@ -192,8 +196,10 @@ def test_hutchinson_is_unbiased_within_its_own_standard_error(kind):
 
 def test_signs_have_less_variance_than_normals():
     field, x = WaveField(8), torch.zeros(2000, 8, dtype=torch.float64)
-    spread = {k: fm.divergence(field, 0.3, x, method=fm.Hutchinson(1, k), generator=seeded()).std() for k in
-              ("rademacher", "gaussian")}
+    spread = {
+        k: fm.divergence(field, 0.3, x, method=fm.Hutchinson(1, k), generator=seeded()).std()
+        for k in ("rademacher", "gaussian")
+    }
     assert spread["rademacher"] < 0.9 * spread["gaussian"]
 
 

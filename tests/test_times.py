@@ -37,7 +37,11 @@ def test_times_lie_in_the_half_open_interval(sampler, dtype):
 @EACH
 def test_times_are_uniform(sampler):
     n = 20_000
-    t = ((sampler(n, generator=seeded(), dtype=torch.float64) - sampler.low) / (sampler.high - sampler.low)).sort().values
+    t = (
+        ((sampler(n, generator=seeded(), dtype=torch.float64) - sampler.low) / (sampler.high - sampler.low))
+        .sort()
+        .values
+    )
     steps = torch.arange(n + 1, dtype=torch.float64) / n
     distance = max((steps[1:] - t).max().item(), (t - steps[:-1]).max().item())
     # Dvoretzky-Kiefer-Wolfowitz: a uniform sample exceeds this with probability 1e-6.
@@ -85,8 +89,10 @@ def test_stratified_order_is_random():
 
 def test_stratified_variance_falls_with_the_cube_of_the_batch():
     generator, n, f = seeded(), 64, lambda t: torch.exp(-3 * t)
-    draw = {kind: torch.stack([f(kind()(n, generator=generator)).mean() for _ in range(1500)]) for kind in
-            (fm.Uniform, fm.Stratified)}
+    draw = {
+        kind: torch.stack([f(kind()(n, generator=generator)).mean() for _ in range(1500)])
+        for kind in (fm.Uniform, fm.Stratified)
+    }
     # Within cells of width 1/n the variance is |f'|^2 / 12 n^2, so that of the mean is E f'^2 / 12 n^3.
     predicted = 9 * (1 - math.exp(-6)) / 6 / (12 * n**3)
     spread = 5 * math.sqrt(2 / 1500)

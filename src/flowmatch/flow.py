@@ -31,8 +31,8 @@ TOLERANCE = 1e-5
 class Flow(nn.Module):
     r"""A trained flow: sample, encode, decode, log-density, save and load.
 
-    All methods choose their steps alike: ``steps=n`` for equal ones, ``grid=`` for times of your own, ``rtol=`` and ``atol=``
-    for error control; by default error control at 1e-5 with Dormand-Prince steps. They keep no graph.
+    All methods choose their steps alike: ``steps=n`` for equal ones, ``grid=`` for times of your own, ``rtol=`` and
+    ``atol=`` for error control; by default error control at 1e-5 with Dormand-Prince steps. They keep no graph.
 
     Args:
         field: velocity ``(t, x) `` or ``(t, x, cond)``, a module or a function.
@@ -156,9 +156,7 @@ class Flow(nn.Module):
             Log-density ``(B,)``.
         """
         with torch.set_grad_enabled(differentiable):
-            return self.likelihood(
-                x, cond, divergence=divergence, generator=generator, solver=solver, **steps
-            ).log_prob
+            return self.likelihood(x, cond, divergence=divergence, generator=generator, solver=solver, **steps).log_prob
 
     def likelihood(
         self,
@@ -258,7 +256,9 @@ class Flow(nn.Module):
         chosen = solver if solver is not None else self.solver
         if not any(steps.get(name) is not None for name in ("steps", "grid", "rtol", "atol")):
             if chosen is not None and not chosen.adaptive:
-                raise ValueError(f"{type(chosen).__name__} takes fixed steps: say how many with steps=, or where with grid=")
+                raise ValueError(
+                    f"{type(chosen).__name__} takes fixed steps: say how many with steps=, or where with grid="
+                )
             steps = {**steps, "rtol": TOLERANCE, "atol": TOLERANCE}
         return {"solver": chosen, "span": span, **steps}
 

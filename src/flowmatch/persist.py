@@ -122,7 +122,11 @@ def load_flow(cls: type[Flow], folder: FilePath, **given: Any) -> Flow:
 def _read_description(folder: FilePath) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.is_file():
-        hint = "the training may not have finished; resume it" if (folder / "checkpoints").is_dir() else "give a run folder"
+        hint = (
+            "the training may not have finished; resume it"
+            if (folder / "checkpoints").is_dir()
+            else "give a run folder"
+        )
         raise InputError(f"no flow at {folder}: {DESCRIPTION} is missing; {hint}")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
@@ -152,7 +156,9 @@ def _read_weights(folder: FilePath, wanted: str) -> dict[str, torch.Tensor]:
                 raise InputError(f"{path} is no safetensors file ({error}); restore it from a copy") from None
             return weights
     if not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder / WEIGHTS} is missing beside {DESCRIPTION}; train again, or copy the whole run folder")
+        raise InputError(
+            f"{folder / WEIGHTS} is missing beside {DESCRIPTION}; train again, or copy the whole run folder"
+        )
     raise InputError(
         f"{folder / WEIGHTS} is damaged or belongs to another flow: its hash is not the one in {DESCRIPTION}; "
         "restore it from a copy, or resume the training from checkpoints/"
@@ -194,8 +200,8 @@ def _build(spec: Any, part: str, folder: FilePath) -> Any:
     if kind is None or not isinstance(arguments, dict):
         slot = "path" if part == "schedule" else part
         raise InputError(
-            f"{folder / DESCRIPTION} names {name!r} as the {part}, which flowmatch cannot build from the file; if it is "
-            f"code of your own, make it and give it with Flow.load(folder, {slot}=...)"
+            f"{folder / DESCRIPTION} names {name!r} as the {part}, which flowmatch cannot build from the file; if it "
+            f"is code of your own, make it and give it with Flow.load(folder, {slot}=...)"
         )
     if kind is AffinePath:
         arguments = {"schedule": _build(arguments.get("schedule"), "schedule", folder)}

@@ -33,6 +33,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch.tensors import with_rate
+
 __all__ = ["Cosine", "Linear", "Polynomial", "Schedule", "VarianceExploding", "VariancePreserving"]
 
 
@@ -65,11 +67,13 @@ class Schedule(ABC):
 
     def alpha_dot(self, t: Tensor) -> Tensor:
         """Time derivative of ``alpha``."""
-        return _derivative(self.alpha, t)
+        rate: Tensor = with_rate(self.alpha, t)[1]
+        return rate
 
     def sigma_dot(self, t: Tensor) -> Tensor:
         """Time derivative of ``sigma``."""
-        return _derivative(self.sigma, t)
+        rate: Tensor = with_rate(self.sigma, t)[1]
+        return rate
 
 
 @dataclass(frozen=True)
@@ -272,9 +276,3 @@ class VarianceExploding(Schedule):
 
     def sigma_dot(self, t: Tensor) -> Tensor:
         return -self._log_ratio * self.sigma(t)
-
-
-def _derivative(function: object, t: Tensor) -> Tensor:
-    t = t.contiguous()  # forward mode takes no overlapping tensors, such as one time expanded over a batch
-    _, tangent = torch.func.jvp(function, (t,), (torch.ones_like(t),))
-    return tangent

@@ -12,7 +12,7 @@ another path. Formulas are computed in the wider type and rounded once to the ty
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,10 +26,12 @@ __all__ = [
     "expand_time",
     "gaussian_log_prob",
     "mean_event",
+    "rand",
     "randn",
     "sum_event",
     "take",
     "time_dtype",
+    "with_rate",
 ]
 
 
@@ -134,13 +136,13 @@ def expand_time(t: Tensor, x: Tensor) -> Tensor:
     r"""Shape ``t`` of shape ``()`` or ``(B,)`` as ``(B, 1, ..., 1)``, to broadcast against ``x`` of ``(B, *event)``.
 
     A time without dimensions is spread over the batch as well: left alone it would be rounded to the type of a
-    half-precision ``x``. Each sample has memory of its own, since forward mode takes no overlapping tensors.
+    half-precision ``x``.
 
     Example:
         >>> expand_time(torch.zeros(4), torch.zeros(4, 3, 8, 4)).shape
         torch.Size([4, 1, 1, 1])
     """
-    return t.expand(x.shape[:1]).contiguous().reshape(x.shape[0], *(1,) * (x.ndim - 1))
+    return t.expand(x.shape[:1]).reshape(x.shape[0], *(1,) * (x.ndim - 1))
 
 
 def sum_event(x: Tensor) -> Tensor:
@@ -201,7 +203,8 @@ def _draw(
 def gaussian_log_prob(x: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
     r"""Log-density of independent normals, summed over the event: ``(B, *event) -> (B,)``.
 
-    .. math:: \log p(x) = -\sum_i \left[ \tfrac12 ((x_i - \mu_i)/\sigma_i)^2 + \log \sigma_i + \tfrac12 \log 2\pi \right]
+    .. math::
+        \log p(x) = -\sum_i \left[ \tfrac12 ((x_i - \mu_i)/\sigma_i)^2 + \log \sigma_i + \tfrac12 \log 2\pi \right]
 
     Example:
         >>> gaussian_log_prob(torch.zeros(1, 2), 0.0, 1.0)
@@ -211,6 +214,18 @@ def gaussian_log_prob(x: Tensor, mean: Tensor | float, std: Tensor | float) -> T
     scale = torch.as_tensor(std, dtype=wide.dtype, device=wide.device)
     log_terms = -0.5 * ((wide - mean) / scale) ** 2 - scale.log() - 0.9189385332046727
     return sum_event(log_terms.expand_as(wide))
+
+
+def with_rate(function: Callable[[Tensor], Any], t: Tensor) -> tuple[Any, Any]:
+    """Value of ``function`` at ``t`` and its time derivative, in one forward-mode pass.
+
+    Example:
+        >>> with_rate(lambda t: t**2, torch.tensor([3.0]))
+        (tensor([9.]), tensor([6.]))
+    """
+    t = t.contiguous()  # forward mode takes no overlapping tensors, such as one time expanded over a batch
+    value, rate = cast(tuple[Any, Any], torch.func.jvp(function, (t,), (torch.ones_like(t),)))
+    return value, rate
 
 
 def take(cond: Any, index: Tensor) -> Any:

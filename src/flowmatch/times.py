@@ -53,7 +53,8 @@ class Uniform:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Draw ``n`` times, shape ``(n,)``."""
-        return _onto(rand((n,), generator, device, dtype), self.low, self.high)
+        t = rand((n,), generator, device, dtype)
+        return t if (self.low, self.high) == (0.0, 1.0) else _onto(t, self.low, self.high)
 
 
 @dataclass(frozen=True)

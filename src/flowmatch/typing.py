@@ -26,7 +26,7 @@ class Field(Protocol):
     do. The condition is passed only when there is one.
     """
 
-    def __call__(self, t: Tensor, x: Tensor, *cond: Any) -> Tensor: ...
+    def __call__(self, t: Tensor, x: Tensor, /, *cond: Any) -> Tensor: ...
 
 
 @runtime_checkable

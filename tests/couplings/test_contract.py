@@ -46,7 +46,11 @@ def test_it_is_a_coupling_and_takes_a_condition(coupling):
 @EACH
 @pytest.mark.parametrize(
     ("x0", "error"),
-    [(torch.zeros(2, 3), ValueError), (torch.zeros(3, 2, dtype=torch.long), TypeError), (torch.zeros(3, 2).double(), TypeError)],
+    [
+        (torch.zeros(2, 3), ValueError),
+        (torch.zeros(3, 2, dtype=torch.long), TypeError),
+        (torch.zeros(3, 2).double(), TypeError),
+    ],
 )
 def test_two_batches_that_do_not_fit_are_refused(coupling, x0, error):
     with pytest.raises(error, match="x0"):

@@ -131,7 +131,9 @@ def test_the_field_obeys_the_continuity_equation_with_its_density(name):
 
 def test_mixture_density_is_that_of_torch():
     field = mixture_world()
-    cov = torch.tensor([[[0.20, 0.05], [0.05, 0.10]], [[0.15, -0.10], [-0.10, 0.30]], [[0.1, 0.0], [0.0, 0.1]]]).double()
+    cov = torch.tensor(
+        [[[0.20, 0.05], [0.05, 0.10]], [[0.15, -0.10], [-0.10, 0.30]], [[0.1, 0.0], [0.0, 0.1]]]
+    ).double()
     parts = torch.distributions.MultivariateNormal(field.means, cov)
     truth = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(torch.tensor([0.5, 0.3, 0.2]).double()), parts
@@ -263,7 +265,11 @@ def test_a_time_at_which_the_law_is_a_sum_of_points_is_refused(name):
         (lambda: fm.EmpiricalField(torch.zeros(0, 2)), ValueError, "data is empty; give at least one point"),
         (lambda: fm.EmpiricalField(torch.zeros(3, 2), chunk=0), ValueError, "chunk must be at least 1, got 0"),
         (lambda: fm.EmpiricalField(torch.zeros(3, 2, dtype=torch.long)), TypeError, "data must be floating point"),
-        (lambda: fm.EmpiricalField(torch.zeros(3, 2))(0.5, torch.zeros(3, 3)), ValueError, r"x must have shape \(B, 2\)"),
+        (
+            lambda: fm.EmpiricalField(torch.zeros(3, 2))(0.5, torch.zeros(3, 3)),
+            ValueError,
+            r"x must have shape \(B, 2\)",
+        ),
     ],
 )
 def test_data_sets_that_do_not_fit_are_refused(make, error, message):

@@ -30,8 +30,10 @@ def test_theorem_1_the_flow_of_the_mixture_field_has_the_law_of_the_mixture():
     x, truth = flow.sample(n, rtol=1e-5, atol=1e-5, generator=seeded(1)), field.sample(n, generator=seeded(2))
     # Characteristic functions at 40 frequencies: every difference is a mean of bounded terms.
     frequencies = 2 * torch.randn(2, 40, generator=seeded(3), dtype=torch.float64)
-    terms = torch.cat([(x @ frequencies).cos() - (truth @ frequencies).cos(),
-                       (x @ frequencies).sin() - (truth @ frequencies).sin()], dim=1)
+    terms = torch.cat(
+        [(x @ frequencies).cos() - (truth @ frequencies).cos(), (x @ frequencies).sin() - (truth @ frequencies).sin()],
+        dim=1,
+    )
     assert z_scores(terms).abs().max() < 5
 
 

@@ -1,4 +1,4 @@
-"""Contract of objectives: what is drawn, what is regressed on what, and that the truth is where the gradient vanishes."""
+"""Contract of objectives: what is drawn, what is regressed on what, and that the gradient vanishes at the truth."""
 
 from __future__ import annotations
 
@@ -37,14 +37,18 @@ def test_the_mean_gradient_vanishes_at_the_exact_field(name):
 
     def model(t, x):
         size = x.square().sum(1, keepdim=True).sqrt()
-        basis = torch.stack([torch.ones_like(x), x / (1 + size), t[:, None].expand_as(x), x.sin(), x.flip(1).tanh()], dim=1)
+        basis = torch.stack(
+            [torch.ones_like(x), x / (1 + size), t[:, None].expand_as(x), x.sin(), x.flip(1).tanh()], dim=1
+        )
         return field(t, x) + torch.einsum("bk,bkd->bd", theta, basis) * scale
 
     objective = fm.FlowMatching(path, times=fm.Uniform(0.0, 0.95))
     objective(model, field.sample(n, generator), generator=generator).values.sum().backward()
     assert z_scores(theta.grad).abs().max() < 5  # 50 scores in all, a false alarm once in 3e4
     theta.grad = None
-    objective(lambda t, x: model(t, x) + 0.2 * scale, field.sample(n, generator), generator=generator).values.sum().backward()
+    objective(
+        lambda t, x: model(t, x) + 0.2 * scale, field.sample(n, generator), generator=generator
+    ).values.sum().backward()
     assert z_scores(theta.grad).abs().max() > 5
 
 
@@ -153,9 +157,13 @@ def test_small_and_flat_batches(shape):
     assert loss.values.shape == loss.t.shape == shape[:1]
 
 
-@pytest.mark.parametrize("model", [lambda t, x: x[:, :1], lambda t, x: x.sum(1), lambda t, x: x[:2], lambda t, x: x[None]])
+@pytest.mark.parametrize(
+    "model", [lambda t, x: x[:, :1], lambda t, x: x.sum(1), lambda t, x: x[:2], lambda t, x: x[None]]
+)
 def test_a_model_of_wrong_shape_is_refused(model):
-    with pytest.raises(ValueError, match=r"the model returned shape .* for x of shape \(3, 2\); a velocity has the shape"):
+    with pytest.raises(
+        ValueError, match=r"the model returned shape .* for x of shape \(3, 2\); a velocity has the shape"
+    ):
         fm.FlowMatching(fm.AffinePath())(model, torch.zeros(3, 2))
 
 
@@ -174,13 +182,17 @@ def test_bad_batches_are_named(x1, x0, error, message):
 
 
 def test_a_path_is_asked_for():
-    with pytest.raises(TypeError, match=r"path must be a flowmatch Path such as fm.AffinePath\(fm.Linear\(\)\), got Linear"):
+    with pytest.raises(
+        TypeError, match=r"path must be a flowmatch Path such as fm.AffinePath\(fm.Linear\(\)\), got Linear"
+    ):
         fm.FlowMatching(fm.Linear())
 
 
 @pytest.mark.parametrize("times", [fm.Uniform(), fm.Stratified()])
 def test_times_beyond_the_regular_interval_are_refused_before_the_training_starts(times):
     path = fm.AffinePath(fm.VariancePreserving())
-    with pytest.raises(ValueError, match=rf"reaches beyond \[0.0, 0.99999\].*give {type(times).__name__}\(\*path.interval\)"):
+    with pytest.raises(
+        ValueError, match=rf"reaches beyond \[0.0, 0.99999\].*give {type(times).__name__}\(\*path.interval\)"
+    ):
         fm.FlowMatching(path, times=times)
     fm.FlowMatching(path, times=type(times)(*path.interval))(_zero, torch.zeros(100, 2))

@@ -250,8 +250,9 @@ def test_both_forms_of_eq_21_agree(sigma_min):
 def test_a_function_path_is_the_affine_path_of_the_same_formula():
     own = fm.FunctionPath(lambda t, x0, x1: t * x1 + (1 - 0.9 * t) * x0)
     x0, x1 = pair(8, 3, 4, 4)
-    for ours, theirs in zip(own.sample(_times(8), x0, x1)[1:3],
-                            fm.AffinePath(fm.Linear(0.1)).sample(_times(8), x0, x1)[1:3], strict=True):
+    for ours, theirs in zip(
+        own.sample(_times(8), x0, x1)[1:3], fm.AffinePath(fm.Linear(0.1)).sample(_times(8), x0, x1)[1:3], strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
 
 
@@ -297,7 +298,10 @@ def test_a_gaussian_path_with_a_constant_std():
         (lambda: fm.FunctionPath("phi"), r"phi must be a function \(t, x0, x1\) -> x_t, got str"),
         (lambda: fm.GaussianPath(mean=1.0, std=lambda t, x1: t), r"mean must be a function .*got float"),
         (lambda: fm.GaussianPath(mean=lambda t, x1: t, std=None), r"std must be a function .*got NoneType"),
-        (lambda: fm.AffinePath(fm.Linear), r"schedule must be a flowmatch Schedule such as fm.Linear\(\), got <class .*Linear"),
+        (
+            lambda: fm.AffinePath(fm.Linear),
+            r"schedule must be a flowmatch Schedule such as fm.Linear\(\), got <class .*Linear",
+        ),
         (lambda: fm.AffinePath(0.1), "for a formula of your own use fm.FunctionPath"),
     ],
 )

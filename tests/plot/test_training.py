@@ -23,7 +23,12 @@ def test_both_losses_and_the_running_mean() -> None:
 
 
 def test_rows_without_a_loss_and_broken_losses_are_passed_over() -> None:
-    history = [{"step": 1, "loss": math.nan}, {"step": 2, "loss": 3.0}, {"loss": 1.0}, {"step": 3, "heldout_loss": None}]
+    history = [
+        {"step": 1, "loss": math.nan},
+        {"step": 2, "loss": 3.0},
+        {"loss": 1.0},
+        {"step": 3, "heldout_loss": None},
+    ]
     raw, mean = plot.loss_curve(history).axes[0].lines
     assert list(raw.get_xdata()) == [2]
     assert list(mean.get_ydata()) == [3.0]

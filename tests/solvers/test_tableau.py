@@ -46,16 +46,10 @@ def _mistyped(table: Tableau):
 @pytest.mark.parametrize("name", TABLEAUS)
 def test_every_coefficient_matters(name):
     changes = list(_mistyped(TABLEAUS[name]))
-    caught = 0
+    assert changes
     for change in changes:
-        try:
+        with pytest.raises(ValueError, match="order condition fails"):
             dataclasses.replace(TABLEAUS[name], **change)
-        except ValueError as error:
-            assert "order condition fails" in str(error)
-            caught += 1
-    # Coefficients with a free parameter are not determined by the order: a10 of the two-stage methods is not free,
-    # and the last row of a method whose last weight is zero only has to give the node.
-    assert caught == len(changes)
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ def test_rate_stays_defined_beyond_the_last_step() -> None:
     ("options", "said"),
     [
         ({"steps": 0}, r"steps \(number of optimiser steps\): should be greater than or equal to 1, got 0"),
-        ({"stepz": 10}, "no training option stepz; did you mean steps"),
-        ({"zzzzzz": 1}, "no training option zzzzzz; known are steps, batch_size"),
+        ({"stepz": 10}, "no option stepz; did you mean steps"),
+        ({"zzzzzz": 1}, "no option zzzzzz; known are steps, batch_size"),
         ({"precision": "fp16"}, "precision .*should be 'fp32' or 'bf16', got 'fp16'"),
         ({"learning_rate": float("nan")}, "learning_rate .*should be a finite number"),
         ({"learning_rate": "fast"}, "learning_rate .*valid number.*got 'fast'"),

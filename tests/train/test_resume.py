@@ -138,6 +138,17 @@ def test_a_run_that_never_saved_starts_again(tmp_path: Path) -> None:
     assert [row["step"] for row in lines(tmp_path)] == [6, 9, 12, 18, 24, 27, 30, 36, 40]
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_start_removes_what_a_killed_save_left(tmp_path: Path, resume: bool) -> None:
+    if resume:
+        noisy_trainer(tmp_path, steps=5).fit()
+    left = tmp_path / "checkpoints" / ".unfinished_step_00000999"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    noisy_trainer(tmp_path, steps=10).fit(resume=resume)
+    assert not left.exists()
+
+
 def test_resume_needs_a_folder() -> None:
     with pytest.raises(InputError, match="give the Trainer out="):
         trainer().fit(resume=True)

@@ -23,7 +23,9 @@ def sample(
     n: Annotated[int, typer.Option("-n", "--number", help="Rows to draw.")] = 1000,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help=".csv, .parquet, .npy or .npz. (default: RUN/samples.csv)", show_default=False),
+        typer.Option(
+            "--out", "-o", help=".csv, .parquet, .npy or .npz. (default: RUN/samples.csv)", show_default=False
+        ),
     ] = None,
     given: Annotated[
         list[str] | None, typer.Option("--given", help="COLUMN=VALUE of the condition.", show_default=False)
@@ -90,4 +92,5 @@ def animate(run: Run, path: Path, cond: Any, seed: int, points: int = 1000) -> N
     solution = run.flow.trajectory(
         n, None if cond is None else cond[:n], generator=torch.Generator().manual_seed(seed), grid=grid, rtol=1e-4
     )
-    draw(solution.trajectory, path)
+    assert solution.trajectory is not None
+    draw(solution.trajectory, path, times=solution.t)

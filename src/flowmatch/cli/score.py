@@ -42,7 +42,8 @@ def score(
 ) -> None:
     """Log-likelihood of every row of a table, in nats and in the units of the data.
 
-    Columns of whole numbers are spread by uniform noise of width one, so that their density is a bound on the probability.
+    Columns of whole numbers are spread by uniform noise of width one, so that their density is a bound on the
+    probability.
     """
     how = solving(steps, solver, rtol)
     if batch < 1:
@@ -59,9 +60,7 @@ def score(
         frame = frame.assign(**{str(opened.config.condition): filled[opened.config.condition].iloc[0]})
     x, cond = opened.codec.encode(frame, generator)
     parts = [
-        opened.flow.log_prob(
-            x[start : start + batch], None if cond is None else cond[start : start + batch], **how
-        )
+        opened.flow.log_prob(x[start : start + batch], None if cond is None else cond[start : start + batch], **how)
         for start in range(0, len(x), batch)
     ]
     log_likelihood = torch.cat(parts).double() + opened.codec.log_det

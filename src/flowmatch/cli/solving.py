@@ -14,7 +14,8 @@ __all__ = ["RtolOption", "SolverOption", "StepsOption", "solving"]
 SOLVERS: dict[str, type[Solver]] = {"euler": Euler, "midpoint": Midpoint, "heun": Heun, "rk4": RK4, "dopri5": Dopri5}
 
 StepsOption: TypeAlias = Annotated[
-    int | None, typer.Option("--steps", help="Number of equal solver steps, instead of error control.", show_default=False)
+    int | None,
+    typer.Option("--steps", help="Number of equal solver steps, instead of error control.", show_default=False),
 ]
 SolverOption: TypeAlias = Annotated[
     str | None,

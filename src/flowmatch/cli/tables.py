@@ -44,7 +44,8 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     elif suffix == ".npy":
         np.save(buffer, _numbers(frame, path), allow_pickle=False)
     else:
-        np.savez(buffer, **{str(name): _numbers(frame[[name]], path)[:, 0] for name in frame.columns})
+        arrays: dict[str, Any] = {str(name): _numbers(frame[[name]], path)[:, 0] for name in frame.columns}
+        np.savez(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
 
 

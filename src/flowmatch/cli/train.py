@@ -14,7 +14,7 @@ from flowmatch.cli.progress import TrainingProgress
 from flowmatch.data import load_table
 from flowmatch.errors import InputError
 from flowmatch.recipes import FlowConfig, RunConfig, prepare_folder, train_run
-from flowmatch.recipes.runs import read_config, read_options
+from flowmatch.recipes.runs import mapping, read_config, read_options
 from flowmatch.train import TrainConfig
 
 __all__ = ["train"]
@@ -35,7 +35,9 @@ def train(
     columns: Annotated[
         str | None, typer.Option(help="Columns to keep, separated by commas.", show_default=False)
     ] = None,
-    drop: Annotated[str | None, typer.Option(help="Columns to leave out, separated by commas.", show_default=False)] = None,
+    drop: Annotated[
+        str | None, typer.Option(help="Columns to leave out, separated by commas.", show_default=False)
+    ] = None,
     rows: Annotated[int | None, typer.Option(help="Rows to draw from a toy set.", show_default=False)] = None,
     holdout: Annotated[
         float | None, typer.Option(help="Share of the rows kept out of training. (default: 0.1)", show_default=False)
@@ -55,11 +57,11 @@ def train(
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other; give one")
     chosen = read_options(config) if config is not None else {}
-    given = {"data": source, "condition": condition, "rows": rows, "holdout": holdout}
+    given: dict[str, Any] = {"data": source, "condition": condition, "rows": rows, "holdout": holdout}
     given |= {"columns": _names(columns), "drop": _names(drop)}
     chosen |= {name: value for name, value in given.items() if value is not None}
     for part, model in (("flow", FlowConfig), ("train", TrainConfig)):
-        chosen[part] = {**(chosen.get(part) or {}), **given_options(model, options)}
+        chosen[part] = {**mapping(chosen, part), **given_options(model, options)}
     if resume:
         run_config, out = _resumed(chosen, out)
     elif not isinstance(chosen.get("data"), str):
@@ -70,13 +72,14 @@ def train(
     table = load_table(wanted[0], rows=wanted[1], seed=seed if isinstance(seed, int) else 0)
     if not resume:
         run_config = RunConfig.choose(chosen, table)
+    codec = run_config.codec(table)  # before anything is written or replaced
     out = out or Path("runs") / _name(run_config.data)
     main = int(os.environ.get("RANK", "0")) == 0
     _prepare(out, main, overwrite, resume)
     if main and not quiet:
         _announce(run_config, table, out)
     with TrainingProgress(run_config.train.steps, quiet=quiet or not main) as progress:
-        run, result = train_run(run_config, table, out, callbacks=[progress], resume=resume, main=main)
+        run, result = train_run(run_config, table, codec, out, callbacks=[progress], resume=resume, main=main)
     if not main:
         return
     for message in run.codec.notes:

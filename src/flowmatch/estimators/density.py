@@ -1,8 +1,8 @@
 r"""A flow as a scikit-learn density estimator: ``fit``, ``sample``, ``score_samples``, ``score``.
 
 Columns are standardised inside, :math:`z = (x - m) / s`, and the density is given in the units of the data:
-:math:`\log p(x) = \log p_z(z) - \sum_i \log s_i`. Scoring runs in float64, so that a row's score does not depend on the rows it
-is scored with.
+:math:`\log p(x) = \log p_z(z) - \sum_i \log s_i`. Scoring runs in float64, so that a row's score does not depend on
+the rows it is scored with.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     random_state : int, RandomState instance or None, default=None
         Fixes the split, the first weights and the noise of training.
 
-    Attributes
+    Attributes:
     ----------
     flow_ : flowmatch.Flow
         The flow on standardised columns.
@@ -60,7 +60,7 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Names of the columns, if they were all strings.
 
-    Examples
+    Examples:
     --------
     >>> import numpy as np
     >>> from flowmatch.estimators import FlowDensity
@@ -103,7 +103,7 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         y : None
             Ignored; here for the interface.
 
-        Returns
+        Returns:
         -------
         self : FlowDensity
             The fitted estimator.
@@ -120,9 +120,7 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         held = int(self.validation_fraction * len(rows))
         flow_options, train_options = suggest(len(rows) - held, rows.shape[1])
         _override(flow_options, hidden=self.hidden, depth=self.depth)
-        _override(
-            train_options, steps=self.max_steps, batch_size=self.batch_size, learning_rate=self.learning_rate
-        )
+        _override(train_options, steps=self.max_steps, batch_size=self.batch_size, learning_rate=self.learning_rate)
         train_options["seed"] = int(random.randint(2**31 - 1))
         flow, result = fit_flow(
             TensorData(rows[order[held:]]),
@@ -146,7 +144,7 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         random_state : int, RandomState instance or None, default=None
             Fixes the draw.
 
-        Returns
+        Returns:
         -------
         X : ndarray of shape (n_samples, n_features_in_)
             The rows, in the units of the data.
@@ -166,7 +164,7 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         X : array-like of shape (n_samples, n_features)
             Rows to score.
 
-        Returns
+        Returns:
         -------
         log_density : ndarray of shape (n_samples,)
             Natural logarithm of the density, in the units of the data.
@@ -175,7 +173,8 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         X = validate_data(self, X, dtype=np.float64, reset=False)
         z = torch.as_tensor((X - self.mean_) / self.scale_)
         log_density: np.ndarray[Any, Any] = self.flow_.log_prob(z, rtol=self.tol, atol=self.tol).numpy()
-        return log_density - np.log(self.scale_).sum()
+        log_density -= np.log(self.scale_).sum()
+        return log_density
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean log-density of the rows, higher is better; as in ``GaussianMixture``.
@@ -187,7 +186,7 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         y : None
             Ignored; here for the interface.
 
-        Returns
+        Returns:
         -------
         log_likelihood : float
             Mean of ``score_samples(X)``.

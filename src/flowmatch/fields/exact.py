@@ -1,18 +1,20 @@
 r"""Exact marginal fields: the truth for data whose law is known.
 
-On a Gaussian path the velocity at ``x``, once the end ``x1`` is known, is Theorem 3's. The marginal velocity is its mean
-under the posterior of ``x1`` given :math:`x_t = x`.
+On a Gaussian path the velocity at ``x``, once the end ``x1`` is known, is Theorem 3's. The marginal velocity is its
+mean under the posterior of ``x1`` given :math:`x_t = x`.
 
-**Gaussian data** :math:`N(m, S)`. With :math:`x_t = \alpha x_1 + \sigma x_0` the pair :math:`(\dot x_t, x_t)` is jointly normal, so its
-conditional mean is linear:
+**Gaussian data** :math:`N(m, S)`. With :math:`x_t = \alpha x_1 + \sigma x_0` the pair :math:`(\dot x_t, x_t)` is
+jointly normal, so its conditional mean is linear:
 
-.. math:: u_t(x) = \dot\alpha m + (\alpha\dot\alpha S + \sigma\dot\sigma I)(\alpha^2 S + \sigma^2 I)^{-1} (x - \alpha m).
+.. math::
+    u_t(x) = \dot\alpha m + (\alpha\dot\alpha S + \sigma\dot\sigma I)(\alpha^2 S + \sigma^2 I)^{-1} (x - \alpha m).
 
-In the eigenbasis of ``S``, with :math:`s_i(t)^2 = \alpha^2 \lambda_i + \sigma^2`, the coefficient is :math:`\dot s_i / s_i`. Hence the exact
-flow map: :math:`x_t = \alpha m + \sum_i e_i \frac{s_i(t)}{s_i(0)} \langle e_i, x_0 - \alpha_0 m\rangle`.
+In the eigenbasis of ``S``, with :math:`s_i(t)^2 = \alpha^2 \lambda_i + \sigma^2`, the coefficient is
+:math:`\dot s_i / s_i`. Hence the exact flow map:
+:math:`x_t = \alpha m + \sum_i e_i \frac{s_i(t)}{s_i(0)} \langle e_i, x_0 - \alpha_0 m\rangle`.
 
-**Gaussian mixtures.** Condition on the component first: :math:`u_t = \sum_k r_k(x, t)\, u_t^{(k)}(x)`, with responsibilities
-:math:`r_k \propto w_k N(x; \alpha m_k, \alpha^2 S_k + \sigma^2 I)`.
+**Gaussian mixtures.** Condition on the component first: :math:`u_t = \sum_k r_k(x, t)\, u_t^{(k)}(x)`, with
+responsibilities :math:`r_k \propto w_k N(x; \alpha m_k, \alpha^2 S_k + \sigma^2 I)`.
 
 **A finite data set** is a mixture of points. The weights are a softmax over the data of the conditional
 log-density, taken in chunks with a running maximum so that 10^5 points fit. As :math:`\sigma \to 0` the law
@@ -91,7 +93,7 @@ class MixtureField:
         return (share[:, :, None] * velocities).sum(1).to(x.dtype)
 
     def log_prob(self, t: Tensor | float, x: Tensor) -> Tensor:
-        """Log-density of :math:`x_t` in nats, ``(B, D) -> (B,)``; at ``t = 1`` the data's own, widened by the path's last sigma."""
+        """Log-density of :math:`x_t` in nats, ``(B, D) -> (B,)``; at ``t = 1`` the data's own, widened by sigma."""
         alpha, sigma, _, _ = self._coefficients(t, x)
         return self._log_joint(*self._offsets(alpha, sigma, x)).logsumexp(dim=1)
 
@@ -129,7 +131,8 @@ class MixtureField:
 class GaussianField(MixtureField):
     r"""Marginal velocity of an affine path from N(0, I) to one Gaussian, with its exact flow map.
 
-    .. math:: u_t(x) = \dot\alpha m + (\alpha\dot\alpha S + \sigma\dot\sigma I)(\alpha^2 S + \sigma^2 I)^{-1} (x - \alpha m)
+    .. math::
+        u_t(x) = \dot\alpha m + (\alpha\dot\alpha S + \sigma\dot\sigma I)(\alpha^2 S + \sigma^2 I)^{-1} (x - \alpha m)
 
     Args:
         mean: ``(D,)``.
@@ -227,8 +230,8 @@ class EmpiricalField:
         (mean, std), (mean_dot, std_dot) = self.path._mean_std_dot(shaped, ends)
         if std.device.type == "cpu" and std.numel() and not bool((std > 0).all()):
             raise ValueError(
-                "the path's standard deviation is zero at a time asked for: there the law is a sum of points and has no "
-                "velocity elsewhere; use sigma_min > 0 or a time below 1"
+                "the path's standard deviation is zero at a time asked for: there the law is a sum of points and has "
+                "no velocity elsewhere; use sigma_min > 0 or a time below 1"
             )
         velocity = std_dot / std * (points - mean) + mean_dot
         log_weight = gaussian_log_prob(points, mean, std)

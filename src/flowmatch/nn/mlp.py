@@ -6,10 +6,11 @@ r"""A residual multilayer perceptron for vectors, the field of tables and toys.
 with :math:`s` the SiLU and :math:`(a_k, b_k)` an affine function of the embedded time and condition, as in FiLM. The
 last layer starts at zero, so the first field is zero and the first loss is the spread of the velocities.
 
-**Its divergence.** A direction :math:`e_i` enters as column ``i`` of :math:`W_0`, the same for every sample, and each block maps it by
-:math:`T \mapsto T + W_k (g_k \odot T)` with the gain :math:`g_k = s'(\cdot)(1 + a_k)` known from the value. The trace needs only
-the ``i``-th output of direction ``i``, so the last product is a dot product. This is forward mode with the two outer
-layers for free, and :class:`~flowmatch.Exact` uses it; a test holds it against the general way.
+**Its divergence.** A direction :math:`e_i` enters as column ``i`` of :math:`W_0`, the same for every sample, and each
+block maps it by :math:`T \mapsto T + W_k (g_k \odot T)` with the gain :math:`g_k = s'(\cdot)(1 + a_k)` known from the
+value. The trace needs only the ``i``-th output of direction ``i``, so the last product is a dot product. This is
+forward mode with the two outer layers for free, and :class:`~flowmatch.Exact` uses it; a test holds it against the
+general way.
 
 Source: Perez et al., FiLM: Visual Reasoning with a General Conditioning Layer, 2018,
 https://arxiv.org/abs/1709.07871.
@@ -17,7 +18,7 @@ https://arxiv.org/abs/1709.07871.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,11 +99,12 @@ class MLP(nn.Module):
         chunk = max(1, 2**17 // max(1, size * self.hidden)) if x.device.type == "cpu" else self.dim
         entries, exits = self.inlet.weight.T.split(chunk), self.outlet.weight.split(chunk)
         gathered = torch.zeros_like(h)
+        weights = [cast(nn.Linear, block).weight for block in self.blocks]
         for entry, exit_ in zip(entries, exits, strict=True):
             tangents = entry[:, None, :].expand(-1, size, -1)
-            for block, gain in zip(self.blocks, gains, strict=True):
+            for weight, gain in zip(weights, gains, strict=True):
                 step = torch.addmm(
-                    tangents.reshape(-1, self.hidden), (tangents * gain).reshape(-1, self.hidden), block.weight.T
+                    tangents.reshape(-1, self.hidden), (tangents * gain).reshape(-1, self.hidden), weight.T
                 )
                 tangents = step.view(tangents.shape)
             gathered = gathered + (tangents * exit_[:, None]).sum(0)  # einsum here took longer than all blocks
@@ -118,7 +120,9 @@ class MLP(nn.Module):
         return (1 + scale).chunk(self.depth, dim=1), shift.chunk(self.depth, dim=1)
 
     def _embed_cond(self, cond: Tensor | None, size: int) -> Tensor:
-        expected = f"integer labels of shape ({size},)" if self.classes else f"numbers of shape ({size}, {self.cond_dim})"
+        expected = (
+            f"integer labels of shape ({size},)" if self.classes else f"numbers of shape ({size}, {self.cond_dim})"
+        )
         shape = (size,) if self.classes else (size, self.cond_dim)
         if cond is None or tuple(cond.shape) != shape:
             got = "none" if cond is None else f"shape {tuple(cond.shape)}"

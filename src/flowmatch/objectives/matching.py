@@ -5,8 +5,8 @@ r"""Conditional flow matching: regress a field on the velocity of single paths.
 :math:`u_t(x)` is an intractable average. Take instead the velocity of the one path that was drawn,
 :math:`L_c(\theta) = E |v_\theta(t, x_t) - u_t(x_t | x_0, x_1)|^2`. Expand both squares. The terms in
 :math:`|v_\theta|^2` are the same. The cross terms are the same too, because conditioning on :math:`x_t` first gives
-:math:`E[\langle v_\theta(t, x_t), u_t(\cdot | x_0, x_1)\rangle] = E[\langle v_\theta(t, x_t), u_t(x_t)\rangle]`. What is left has no
-:math:`\theta` in it. So
+:math:`E[\langle v_\theta(t, x_t), u_t(\cdot | x_0, x_1)\rangle] = E[\langle v_\theta(t, x_t), u_t(x_t)\rangle]`. What
+is left has no :math:`\theta` in it. So
 
 .. math:: L_c(\theta) = L(\theta) + E\,\mathrm{Var}[u_t | x_t], \qquad \nabla L_c = \nabla L .
 

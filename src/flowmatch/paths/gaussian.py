@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from flowmatch.paths.base import Path
-from flowmatch.tensors import check_pair, check_time, expand_time, gaussian_log_prob, time_dtype
+from flowmatch.tensors import check_pair, check_time, expand_time, gaussian_log_prob, time_dtype, with_rate
 
 __all__ = ["ConditionalGaussianPath", "GaussianPath"]
 
@@ -47,7 +47,7 @@ class ConditionalGaussianPath(Path):
 
     def _mean_std_dot(self, t: Tensor, x1: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """``(mean, std)`` and their time derivatives."""
-        value, rate = torch.func.jvp(lambda s: self._mean_std(s, x1), (t,), (torch.ones_like(t),))
+        value, rate = with_rate(lambda s: self._mean_std(s, x1), t)
         return value, rate
 
     def _position(self, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None) -> Tensor:

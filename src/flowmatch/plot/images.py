@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowmatch.plot.canvas import INK, MUTED, Points, axes_grid
+from flowmatch.plot.canvas import INK, Points, axes_grid
 
 __all__ = ["image_grid"]
 
@@ -98,4 +98,4 @@ def _sheet(ax: Axes, pictures: NDArray[Any], columns: int, low: float, high: flo
 
 def _row_labels(ax: Axes, labels: Sequence[str], pitch: int) -> None:
     ax.set_yticks([pitch * k + (pitch - 2) / 2 for k in range(len(labels))], [str(label) for label in labels])
-    ax.tick_params(axis="y", length=0, labelsize=9, labelcolor=MUTED, pad=3)
+    ax.tick_params(axis="y", length=0, labelsize=9, labelcolor=INK, pad=3)

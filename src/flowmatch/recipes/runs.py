@@ -1,8 +1,8 @@
 r"""A run: from a table to a folder that samples and scores, and back from the folder.
 
-The folder is the artefact. It holds ``config.yaml`` (all that is needed to train again), ``data.json`` (the codec between
-table and tensors, and a fingerprint of the data), ``flow.json`` and ``model.safetensors`` (the averaged weights),
-``checkpoints/``, ``metrics.jsonl``, ``tensorboard/`` and ``README.md``. Nothing in it is a pickle.
+The folder is the artefact. It holds ``config.yaml`` (all that is needed to train again), ``data.json`` (the codec
+between table and tensors, and a fingerprint of the data), ``flow.json`` and ``model.safetensors`` (the averaged
+weights), ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/`` and ``README.md``. Nothing in it is a pickle.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class RunConfig(BaseModel):
         holdout = options.get("holdout", 0.1)
         held = _held(len(table.frame), holdout) if isinstance(holdout, int | float) else 0
         flow, train = suggest(len(table.frame) - held, table.frame.shape[1])
-        merged = {**options, "flow": {**flow, **_part(options, "flow")}, "train": {**train, **_part(options, "train")}}
+        merged = {**options, "flow": {**flow, **mapping(options, "flow")}, "train": {**train, **mapping(options, "train")}}
         return cls.parse(merged)
 
     @classmethod
@@ -81,6 +81,10 @@ class RunConfig(BaseModel):
             return cls.model_validate(options)
         except ValidationError as error:
             raise InputError("; ".join(explain(problem, cls) for problem in error.errors())) from None
+
+    def codec(self, table: Table) -> TableCodec:
+        """The codec of the table under this config; raises if the table cannot be learnt from."""
+        return TableCodec.fit(table.frame, self.condition, columns=self.columns, drop=self.drop)
 
     def to_yaml(self) -> str:
         """The config as YAML text; :meth:`parse` reads it back."""
@@ -155,6 +159,7 @@ class Run:
 def train_run(
     config: RunConfig,
     table: Table,
+    codec: TableCodec,
     out: Path,
     *,
     callbacks: Sequence[Any] = (),
@@ -166,6 +171,7 @@ def train_run(
     Args:
         config: what to do.
         table: the loaded data.
+        codec: the table's codec, as :meth:`RunConfig.codec` makes it.
         out: run folder.
         callbacks: told about progress.
         resume: go on from the newest good checkpoint.
@@ -174,7 +180,6 @@ def train_run(
     Returns:
         The run, and the trainer's account.
     """
-    codec = TableCodec.fit(table.frame, config.condition, columns=config.columns, drop=config.drop)
     rows, held = split(table.frame, config.holdout, config.train.seed)
     print_of_data = fingerprint(table.frame)
     if main:
@@ -212,7 +217,8 @@ def prepare_folder(out: Path, *, overwrite: bool = False, resume: bool = False) 
     """Make an empty run folder, or keep the one to resume.
 
     Raises:
-        InputError: the folder holds something and neither ``overwrite`` nor ``resume`` is given; it holds something that
+        InputError: the folder holds something and neither ``overwrite`` nor ``resume`` is given; it holds something
+        that
             is not a run; there is nothing to resume.
     """
     if resume:
@@ -275,7 +281,8 @@ def _held(rows: int, holdout: float) -> int:
     return int(holdout * rows)
 
 
-def _part(options: dict[str, Any], name: str) -> dict[str, Any]:
+def mapping(options: dict[str, Any], name: str) -> dict[str, Any]:
+    """The part ``name`` of a config, empty if it is not there; an error if it holds no options."""
     part = options.get(name) or {}
     if not isinstance(part, dict):
         raise InputError(f"{name} must be a mapping of options to values, got {type(part).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,32 +85,32 @@ def evaluate(
     Raises:
         InputError: no rows to compare with, fewer than two samples, or both ``steps`` and ``rtol``.
     """
-    _check(flow, codec, train, heldout, samples, steps, rtol, image_shape)
+    _check(flow, codec, train, heldout, samples, steps, rtol, likelihood_rows, image_shape)
     began = time.perf_counter()
     tick: Progress = progress if progress is not None else lambda done, what: None
     folder = Path(out)
     how: dict[str, Any] = {"steps": steps} if steps is not None else {"rtol": rtol or 1e-4, "atol": rtol or 1e-4}
     subject = Subject(flow, codec, {**how, "solver": solver})
     real, known = subject.rows(heldout, samples, seed), subject.rows(train, _TRAIN_ROWS, seed + 1)
-
-    size, repeats = plan(len(known.x), len(real.x), samples)
-    order = torch.Generator().manual_seed(seed)
-    held = [torch.randperm(len(real.x), generator=order)[:size] for _ in range(repeats)]
-    every = torch.cat(held)
-    made = subject.sample(
-        len(every), None if real.cond is None else real.cond[every], seed, lambda d, w: tick(0.15 * d, w)
-    )
-    batches = [made.pick(torch.arange(k * size, (k + 1) * size)) for k in range(repeats)]
-    sampling = subject.cost()
-
+    draws = plan(len(known.x), len(real.x), samples, torch.Generator().manual_seed(seed))
+    every = torch.cat(draws.rows)
+    cond = None if real.cond is None else real.cond[every]
     most = likelihood_rows or (_SCORED if codec.dim <= _WIDE else _SCORED_WIDE)
-    scored = subject.rows(heldout, most, seed), subject.rows(train, most, seed + 2)
-    density = likelihoods(subject, scored[1], scored[0], known, entropy, seed, lambda d, w: tick(0.15 + 0.35 * d, w))
-    compared = distances(known, real, batches, held, codec.classes, seed, lambda d, w: tick(0.5 + 0.35 * d, w))
-    tick(0.85, "drawing pictures")
-    figures = draw_all(subject, made, real, known, folder / "plots", history, image_shape, seed)
+    scored = subject.rows(train, most, seed + 2), subject.rows(heldout, most, seed)
 
-    result = {
+    mode = flow.training
+    flow.eval()
+    try:
+        made = subject.sample(len(every), cond, seed, lambda done, what: tick(0.15 * done, what))
+        sampling = subject.cost()
+        density = likelihoods(subject, *scored, known, entropy, seed, lambda d, w: tick(0.15 + 0.35 * d, w))
+        compared = distances(known, real, made, draws, codec.classes, seed, lambda d, w: tick(0.5 + 0.35 * d, w))
+        tick(0.85, "drawing pictures")
+        figures = draw_all(subject, made, real, known, folder / "plots", history, image_shape, seed)
+    finally:
+        flow.train(mode)
+
+    found = {
         "title": folder.resolve().name if title is None else title,
         "rows": {"train": len(train), "heldout": len(heldout)},
         "columns": codec.dim,
@@ -118,14 +119,24 @@ def evaluate(
         "log_likelihood": density,
         **compared,
         "sampling": sampling,
-        "notes": [*codec.notes, *notes, *_cautions(size, len(heldout), compared)],
+        "notes": [*codec.notes, *notes, *_cautions(len(draws.rows[0]), len(heldout), compared)],
         "figures": figures,
         "seconds": time.perf_counter() - began,
     }
-    write_atomically(folder / "evaluation.json", (json.dumps(result, indent=2, allow_nan=True) + "\n").encode())
+    result: dict[str, Any] = _json(found)
+    write_atomically(folder / "evaluation.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     write_html(result, folder / "report.html")
     tick(1.0, "done")
     return result
+
+
+def _json(value: Any) -> Any:
+    """The same with ``None`` for what JSON cannot hold: numbers that are NaN or infinite."""
+    if isinstance(value, dict):
+        return {key: _json(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check(
@@ -136,6 +147,7 @@ def _check(
     samples: int,
     steps: int | None,
     rtol: float | None,
+    likelihood_rows: int | None,
     image_shape: tuple[int, int] | None,
 ) -> None:
     for name, frame in (("training", train), ("held-out", heldout)):
@@ -143,6 +155,8 @@ def _check(
             raise InputError(f"there are no {name} rows, and an evaluation needs both; give at least one of each")
     if samples < 2:
         raise InputError(f"samples must be at least 2, got {samples}")
+    if likelihood_rows is not None and likelihood_rows < 1:
+        raise InputError(f"likelihood_rows must be at least 1, got {likelihood_rows}")
     if steps is not None and rtol is not None:
         raise InputError("steps and rtol exclude each other; give one")
     if flow.event_shape != (codec.dim,):
@@ -156,7 +170,7 @@ def _cautions(size: int, heldout: int, compared: dict[str, Any]) -> list[str]:
     notes = []
     if size < 100:
         notes.append(
-            f"Comparisons use {size} rows a side, because no more are held out: they can only tell coarse "
+            f"Comparisons use {size} row{'s' * (size != 1)} a side, with {heldout} held out: they can only tell coarse "
             "faults, and their floors are high. Read the spreads."
         )
     if compared["c2st"] is None:

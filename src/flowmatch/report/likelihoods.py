@@ -53,8 +53,10 @@ def likelihoods(
         "stderr": None if None in errors else math.hypot(*errors),
     }
     # Bits a number mean something for whole numbers alone.
-    if bool((subject.codec.step > 0).all()):
-        result["bits_per_dim"] = _mean(bits_per_dim(held, subject.codec.dim))
+    spans = [column.span for column in subject.codec.columns if column.span is not None]
+    if len(spans) == subject.codec.dim:
+        uniform = math.fsum(math.log2(high - low + 1) for low, high in spans) / len(spans)
+        result["bits_per_dim"] = {**_mean(bits_per_dim(held, subject.codec.dim)), "uniform": uniform}
     # The difference row by row scatters less than either.
     result["above_gaussian"] = _mean(held - gaussian)
     return result

@@ -64,7 +64,7 @@ def draw_all(
     folder.mkdir(parents=True, exist_ok=True)
     for name, _, _, figure in drawn:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.12)
         write_atomically(folder / f"{name}.png", buffer.getvalue())
     return [{"file": f"plots/{name}.png", "title": title, "caption": text} for name, title, text, _ in drawn]
 

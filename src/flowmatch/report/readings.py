@@ -54,7 +54,7 @@ def number(value: float | None, digits: int = 3) -> str:
     if value == 0:
         return "0"
     places = digits - 1 - math.floor(math.log10(abs(value)))
-    return f"{round(value, places):,.{max(0, min(places, 8))}f}".replace("-", "\u2212")
+    return f"{value:,.{max(0, min(places, 8))}f}".replace("-", "\u2212")
 
 
 def readings(result: Mapping[str, Any]) -> list[Reading]:
@@ -117,9 +117,11 @@ def _gap(part: Mapping[str, Any]) -> Reading:
 
 def _bits(part: Mapping[str, Any], rows: int) -> Reading:
     value, error = _with_error(part)
+    saved = part["uniform"] - (part["mean"] or 0.0)
+    verdict, mood = (f"saves {number(saved, 2)} bits", "good") if saved > 0 else ("saves nothing", "poor")
     text = f"Lower is better: the held-out log-likelihood in the unit of image models, over {rows:,} rows."
-    beside = (("the least for whole numbers", "0"),)
-    return Reading("Bits a number", value, error, "bits a column", beside, "same as the likelihood", "fair", text)
+    beside = (("every value of a column alike", number(part["uniform"])), ("the least for whole numbers", "0"))
+    return Reading("Bits a number", value, error, "bits a column", beside, verdict, mood, text)
 
 
 def _sliced(part: Mapping[str, Any]) -> Reading:

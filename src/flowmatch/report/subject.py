@@ -93,7 +93,6 @@ class Subject:
         """Samples under a condition, and what they cost."""
         generator = torch.Generator().manual_seed(seed)
         parts = []
-        self.flow.eval()
         for start in range(0, n, _CHUNK):
             size = min(_CHUNK, n - start)
             part = None if cond is None else cond[start : start + size]
@@ -111,7 +110,6 @@ class Subject:
         generator = torch.Generator().manual_seed(seed)
         size = _CHUNK if isinstance(self.divergence, Exact) else _PROBE_CHUNK
         parts = []
-        self.flow.eval()
         for start in range(0, len(rows.x), size):
             part = rows.pick(torch.arange(start, min(start + size, len(rows.x))))
             value = self.flow.log_prob(

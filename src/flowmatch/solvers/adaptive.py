@@ -10,7 +10,8 @@ and the next step is :math:`h \cdot 0.9 \, \|e\|^{-0.17} \|e_{prev}\|^{0.04}`, k
 not depend on its batch mates; samples that have arrived leave the batch, so no call is spent on
 them. A step below a few roundings of ``t`` would not move the clock: the solve then stops and says where.
 
-Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 1993, sections II.4 and IV.2.
+Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations, volume I, 1993, section II.4, and
+volume II, 1996, section IV.2.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from flowmatch.tensors import check_event, check_finite, time_dtype
 __all__ = ["solve"]
 
 
-
 def solve(
     equation: ODE,
     x: Tensor,
@@ -61,9 +60,11 @@ def solve(
         The :class:`Solution`.
 
     Raises:
-        ValueError: no way or two ways to choose the steps, a grid that is not monotone, a tolerance that is not positive,
+        ValueError: no way or two ways to choose the steps, a grid that is not monotone, a tolerance that is not
+        positive,
             tolerances for a solver without error estimate, a start that is not finite.
-        SolveError: the state stopped being finite or the step size vanished; names the time and keeps the partial solution.
+        SolveError: the state stopped being finite or the step size vanished; names the time and keeps the partial
+        solution.
 
     Example:
         >>> from flowmatch.solvers import RK4
@@ -119,9 +120,7 @@ def _tolerances(solver: Solver, rtol: float | None, atol: float | None) -> tuple
     return relative, absolute
 
 
-def _fixed(
-    equation: ODE, solver: Solver, times: list[float], x: Tensor, save: bool, max_nfe: int | None
-) -> Solution:
+def _fixed(equation: ODE, solver: Solver, times: list[float], x: Tensor, save: bool, max_nfe: int | None) -> Solution:
     given, size, kind = x, x.shape[0], time_dtype(x.dtype)
     calls = CountedCalls(equation, x.dtype)
     x = x.to(kind)
@@ -154,8 +153,8 @@ def _fixed(
         check_finite(given, "x")
         raise SolveError(
             f"the state is not finite after t = {times[first + 1]:g} (first step from t = {times[first]:g}) for "
-            f"{int((broken < len(times)).sum())} of {size} samples: the field overflowed or is singular there; use more "
-            "steps, stop before the singular end, or check the field",
+            f"{int((broken < len(times)).sum())} of {size} samples: the field overflowed or is singular there; use "
+            "more steps, stop before the singular end, or check the field",
             replace(solution, status="failed"),
         )
     return solution

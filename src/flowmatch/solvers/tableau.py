@@ -1,9 +1,9 @@
 r"""Butcher tableaus that prove their own order.
 
 A Runge-Kutta method of ``s`` stages evaluates
-:math:`k_i = v(t + c_i h, x + h \sum_j a_{ij} k_j)` and steps to :math:`x + h \sum_i b_i k_i`. It has order ``p`` if and only if, for
-every rooted tree :math:`\tau` of at most ``p`` nodes, :math:`\sum_i b_i \Phi_i(\tau) = 1 / \gamma(\tau)`, where for a tree with
-branches :math:`\tau_1, \ldots, \tau_m`
+:math:`k_i = v(t + c_i h, x + h \sum_j a_{ij} k_j)` and steps to :math:`x + h \sum_i b_i k_i`. It has order ``p`` if
+and only if, for every rooted tree :math:`\tau` of at most ``p`` nodes,
+:math:`\sum_i b_i \Phi_i(\tau) = 1 / \gamma(\tau)`, where for a tree with branches :math:`\tau_1, \ldots, \tau_m`
 
 .. math:: \Phi_i(\tau) = \prod_l \sum_j a_{ij} \Phi_j(\tau_l), \qquad \gamma(\tau) = |\tau| \prod_l \gamma(\tau_l).
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from itertools import combinations_with_replacement
 from math import isclose, prod
 
@@ -88,7 +88,7 @@ class Tableau:
         ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _trees(size: int) -> tuple[Tree, ...]:
     """All rooted trees of ``size`` nodes, a tree being the sorted tuple of its branches."""
     return tuple(sorted(set(_forests(size - 1, size - 1))))

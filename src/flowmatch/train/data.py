@@ -74,6 +74,7 @@ class TensorData:
 
     def take(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Cond]:
         """Rows ``index`` of shape ``(B,)``: data ``(B, *event)`` and their condition."""
+        index = index.to(self.x1.device)
         return self.x1.index_select(0, index), None if self.cond is None else take(self.cond, index)
 
 
