@@ -11,6 +11,7 @@ Run: ``python benchmarks/train_step.py``; the bound is 1.05.
 from __future__ import annotations
 
 import copy
+import os
 import platform
 import statistics
 import time
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 import flowmatch as fm
 from flowmatch.train import TensorData, TrainConfig, Trainer
 
-SEED, STEPS, PAIRS, BATCH, ROWS, LOG_EVERY, THREADS = 0, 100, 15, 256, 10_000, 50, 2
+SEED, STEPS, PAIRS, BATCH, ROWS, LOG_EVERY, THREADS = 0, 100, 25, 256, 10_000, 50, 2
 BOUND = 1.05
 
 
@@ -77,6 +78,10 @@ def main() -> None:
     pairs = sorted(b / a for a, b in zip(hand, trainer, strict=True))
     ratio = statistics.median(pairs)
     print(f"python {platform.python_version()}, torch {torch.__version__}, {THREADS} CPU threads, seed {SEED}")
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    print(
+        f"load of the machine {load} on {os.cpu_count()} cores; above {THREADS} the times are those of the neighbours"
+    )
     print(f"MLP 3x128, batch {BATCH}, {PAIRS} runs of {STEPS} steps each, in turns")
     print(f"by hand {statistics.median(hand):.3f} ms a step, trainer {statistics.median(trainer):.3f} ms a step")
     quartiles = pairs[len(pairs) // 4], pairs[3 * len(pairs) // 4]

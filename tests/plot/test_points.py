@@ -39,6 +39,13 @@ def test_what_falls_outside_the_view_is_counted() -> None:
     check_look(figure)
 
 
+def test_axes_of_unlike_ranges_fill_a_square() -> None:
+    figure = plot.samples(normal(50, 2) * torch.tensor([1.0, 1e5]))
+    assert figure.axes[0].get_aspect() == "auto"
+    assert figure.axes[0].get_box_aspect() == 1
+    check_look(figure)
+
+
 def test_many_points_become_a_histogram_and_a_few_beside_many_stay_dots() -> None:
     many, few = normal(9000, 2), normal(50, 2)
     both = plot.samples(many, many)

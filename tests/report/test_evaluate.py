@@ -14,18 +14,15 @@ import torch
 from flowmatch import Flow
 from flowmatch.data import TableCodec
 from flowmatch.errors import InputError
-from flowmatch.metrics import c2st
 from flowmatch.report import evaluate
 from flowmatch.solvers import Euler
 from tests.report.worlds import class_flow, class_table, exact_flow, image_table, normal_table, run, without_times
 
 
 @pytest.fixture(autouse=True)
-def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thirty networks a report take most of its time; what is checked here does not depend on their number or size."""
-    small = lambda x, y, folds, seed, width: c2st(x, y, folds=2, seed=seed, width=4, max_rows=30)  # noqa: E731
-    monkeypatch.setattr(sys.modules["flowmatch.report.distances"], "c2st", small)
-    monkeypatch.setattr(sys.modules["flowmatch.report.distances"], "_C2ST_REPEATS", 1)
+def no_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten networks a report would take most of its time; test_floors.py trains them."""
+    monkeypatch.setattr(sys.modules["flowmatch.report.distances"], "c2st", lambda *_, **__: 0.5)
 
 
 def test_log_likelihood_is_in_the_units_of_the_data(tmp_path: Path) -> None:
@@ -66,9 +63,9 @@ def test_the_same_seed_gives_the_same_numbers_and_progress_runs_to_one(tmp_path:
 
 
 def test_samples_and_floor_follow_the_condition_of_the_held_out_rows(tmp_path: Path) -> None:
-    frame, heldout = class_table(800), class_table(60, seed=1)
+    frame, heldout = class_table(400), class_table(60, seed=1)
     codec = TableCodec.fit(frame, condition="kind")
-    result = evaluate(class_flow(codec), codec, frame, heldout, tmp_path, samples=300, steps=20)
+    result = evaluate(class_flow(codec), codec, frame, heldout, tmp_path, samples=300, steps=12)
     assert result["condition"] == "kind"
     assert result["sampling"]["samples"] == 300
     # Without like conditions the floor would hold the chance of the rare class, about twice as much.

@@ -25,13 +25,13 @@ def test_an_exact_flow_is_at_its_floors_and_at_the_entropy(tmp_path: Path) -> No
     entropy = math.log(2 * math.pi * math.e) + math.log(2.0)  # columns of spread 1 and 2
     history = [{"step": k, "loss": 1 / k, "heldout_loss": 1.2 / k} for k in range(1, 20)]
     result = run(
-        exact_flow(2), normal_table(2000), normal_table(400, seed=1), tmp_path, history=history, entropy=entropy
+        exact_flow(2), normal_table(800), normal_table(200, seed=1), tmp_path, history=history, entropy=entropy
     )
     density = result["log_likelihood"]
     assert density["best"] == -entropy
     for name in ("heldout", "train", "gaussian"):
         assert abs(density[name]["mean"] + entropy) < 4 * density[name]["stderr"]
-    assert abs(density["above_gaussian"]["mean"]) < 0.02
+    assert abs(density["above_gaussian"]["mean"]) < 0.03
     assert abs(result["sliced_wasserstein"]["value"] - result["sliced_wasserstein"]["floor"]) < 0.08
     assert verdicts(result)["Sliced Wasserstein distance"] == "at the floor"
     assert verdicts(result)["Classifier test (C2ST)"] == "at the floor"
@@ -39,7 +39,7 @@ def test_an_exact_flow_is_at_its_floors_and_at_the_entropy(tmp_path: Path) -> No
     assert {figure["file"] for figure in result["figures"]} == {
         f"plots/{name}.png" for name in ("samples", "density", "trajectories", "loss")
     }
-    assert density["train"]["rows"] == 2000
+    assert density["train"]["rows"] == 800
     for figure in result["figures"]:
         with Image.open(tmp_path / figure["file"]) as picture:
             assert min(picture.size) > 300
@@ -49,7 +49,7 @@ def test_an_exact_flow_is_at_its_floors_and_at_the_entropy(tmp_path: Path) -> No
 
 def test_a_wrong_flow_is_told_from_the_data(tmp_path: Path) -> None:
     wrong = exact_flow(3, std=0.4, shift=1.0)
-    result = run(wrong, normal_table(1000, 3), normal_table(200, 3, seed=1), tmp_path)
+    result = run(wrong, normal_table(500, 3), normal_table(150, 3, seed=1), tmp_path)
     assert result["sliced_wasserstein"]["value"] > 3 * result["sliced_wasserstein"]["floor"]
     assert result["c2st"]["value"] > 0.75
     assert result["c2st"]["floor"] < 0.6
@@ -60,7 +60,7 @@ def test_a_wrong_flow_is_told_from_the_data(tmp_path: Path) -> None:
 
 
 def test_a_flow_that_ignores_its_condition_is_told(tmp_path: Path) -> None:
-    frame, heldout = class_table(800), class_table(150, seed=1)
+    frame, heldout = class_table(400), class_table(150, seed=1)
     codec = TableCodec.fit(frame, condition="kind")
     exact = class_flow(codec)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from tests.report.worlds import exact_flow, normal_table
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("run")
     names = {"c0": "<script>alert(1)</script>", "c1": "a&b"}
-    frame = normal_table(60).rename(columns=names)
+    frame = normal_table(60, 3).rename(columns=names)
     codec = TableCodec.fit(frame)
-    result = evaluate(
-        exact_flow(2), codec, frame[:40], frame[40:], folder, samples=20, steps=4, title="<b>run</b>", notes=["1 < 2"]
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["flowmatch.report.distances"], "c2st", lambda *_, **__: 0.5)
+        options = {"samples": 20, "steps": 4, "title": "<b>run</b>", "notes": ["1 < 2"]}
+        result = evaluate(exact_flow(3), codec, frame[:40], frame[40:], folder, **options)
     return folder, result
 
 

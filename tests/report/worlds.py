@@ -64,7 +64,7 @@ def image_table(rows: int, side: int = 3, classes: int = 3, seed: int = 0) -> pd
 
 def run(flow: Flow, frame: pd.DataFrame, heldout: pd.DataFrame, out: Path, **options: Any) -> dict[str, Any]:
     """Evaluation of a flow on a table without a condition, with few samples."""
-    return evaluate(flow, TableCodec.fit(frame), frame, heldout, out, **{"samples": 400, **options})
+    return evaluate(flow, TableCodec.fit(frame), frame, heldout, out, **{"samples": 200, **options})
 
 
 def without_times(result: dict[str, Any]) -> dict[str, Any]:

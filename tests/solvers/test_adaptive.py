@@ -312,6 +312,24 @@ def test_gradients_through_an_adaptive_solve_are_those_of_the_solution():
     torch.testing.assert_close(by_rate, (x.sum() * np.exp(1.3)).detach(), rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize("start", [[1.0], [1.0, 0.7, 1.02]])
+def test_gradients_survive_a_step_that_overflowed_and_was_rejected(start):
+    """The zero gradient of a rejected step times the infinite slope of its overflow would be nan."""
+
+    def run(rate):
+        field = lambda t, x: -rate * x.abs() ** 40 * torch.sign(x) * (t[:, None] > 0.3)  # noqa: E731
+        return _solve(field, torch.tensor(start)[:, None], 1e-4)
+
+    rate = torch.tensor(50.0, requires_grad=True)
+    solution = run(rate)
+    assert (solution.rejected > 0).any()
+    gradient = torch.autograd.grad(solution.x.sum(), rate)[0]
+    # x' = -r x^40 over 0.7 units of time: x^-39 grows by 39 * 0.7 r.
+    x0 = np.array(start)
+    exact = (-0.7 * (x0**-39 + 39 * 0.7 * 50.0) ** (-40 / 39)).sum()
+    assert gradient.item() == pytest.approx(exact, rel=1e-2)
+
+
 def test_gradients_of_a_network_through_an_adaptive_solve_are_those_of_finite_differences():
     net, x = random_mlp(2, scale=0.4, hidden=8, depth=1), torch.randn(3, 2, generator=seeded(), dtype=torch.float64)
     weight = net.outlet.weight

@@ -21,6 +21,10 @@ __all__ = ["DATA", "INK", "MUTED", "SAMPLES", "Extent", "Points", "axes_grid", "
 
 DATA = "#D55E00"
 SAMPLES = "#0072B2"
+
+# Columns with units of their own, say age and income, may have ranges a thousand times apart.
+_STRIP = 4.0
+
 INK = "#26292e"
 MUTED = "#7a808a"
 
@@ -84,11 +88,16 @@ def clean(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None
 
 
 def plane(ax: Axes, extent: Extent, title: str = "", names: Sequence[str] | None = None) -> None:
-    """Axes of a plane with equal units both ways."""
+    """Axes of a plane, with equal units both ways, or in a square box if that would make a strip of it."""
     clean(ax, title, *(names or ("", "")))
     ax.set_xlim(extent[0], extent[1])
     ax.set_ylim(extent[2], extent[3])
-    ax.set_aspect("equal", adjustable="box")
+    ratio = (extent[1] - extent[0]) / (extent[3] - extent[2])
+    if 1 / _STRIP < ratio < _STRIP:
+        ax.set_aspect("equal", adjustable="box")
+    else:
+        ax.set_aspect("auto")
+        ax.set_box_aspect(1)
     ax.locator_params(nbins=5)
 
 

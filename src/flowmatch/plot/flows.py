@@ -194,7 +194,7 @@ def density(
     ax = grid[0, 0]
     # A thin ridge may be far above the rest; the colours end where a two-thousandth of the cells begins.
     scale = Normalize(0, float(np.quantile(heat, 0.9995)) or 1.0)
-    ax.imshow(heat, extent=extent, origin="lower", cmap="magma", norm=scale, interpolation="bilinear", aspect="equal")
+    ax.imshow(heat, extent=extent, origin="lower", cmap="magma", norm=scale, interpolation="bilinear", aspect="auto")
     if samples is not None:
         cloud = points(samples, "samples", dim=2)
         ax.scatter(*cloud.T, s=dot_size(len(cloud)) * 0.4, color="white", alpha=0.5, linewidths=0)

@@ -152,6 +152,17 @@ class Adaptive:
                 equation = self.calls.equation.take(lane.index)
         return _merge(arrived) if arrived else lane
 
+    def _again(self, equation: ODE, lane: _Lane, h: Tensor, good: Tensor) -> tuple[Tensor, Any]:
+        """The step of the good samples alone: in a backward pass an overflow of the others would make 0 x inf = nan."""
+        rows = good.nonzero().flatten()
+        new, state, part = lane.x, lane.state, lane.take(rows)
+        if rows.shape[0]:
+            step = self.solver.step(equation.take(rows), part.t, h[rows], part.x, part.state)
+            self.spent[part.index] += self.solver.evaluations
+            new = new.index_copy(0, rows, step.x)
+            state = state.index_copy(0, rows, step.state) if isinstance(state, Tensor) else step.state
+        return new, state
+
     def _fail(self, stuck: Tensor, lane: _Lane, arrived: list[_Lane]) -> None:
         check_finite(self.start, "x")
         at, count = lane.t[stuck][0].item(), int(stuck.sum())
@@ -185,6 +196,8 @@ class Adaptive:
             factor = torch.where(good, factor, factor.clamp(max=1.0))
             # A step cut short by the target says little about the natural one: never shrink because of it.
             next_h = torch.where(good & ends, torch.maximum(h.abs() * factor, lane.h), h.abs() * factor)
+        if torch.is_grad_enabled() and not bool(torch.isfinite(size).all()):
+            new, state = self._again(equation, lane, h, good)
         self.accepted[lane.index] += good
         self.rejected[lane.index] += ~good
         lane = _Lane(

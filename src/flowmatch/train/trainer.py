@@ -14,8 +14,8 @@ beside the network) and computes the loss on its own share of the rows; accumula
 
 .. math:: \frac1W \sum_w \frac1A \sum_a \frac{WA}{B} \sum_{i \in (w, a)} \ell_i = \frac1B \sum_{i=1}^B \ell_i ,
 
-for a coupling over the whole batch too, which a draw per process would cut into ``W`` smaller problems. What lies inside
-the network is its own: dropout masks, and statistics over a batch, do depend on the share a process sees.
+for a coupling over the whole batch too, which a draw per process would cut into ``W`` smaller problems. What lies in
+the network is its own: dropout masks, and statistics over a batch, do depend on the share that a process sees.
 
 Accelerate finds the device, joins the processes, wraps the model and sums over processes. Backward and clipping are
 called directly: without loss scaling its own do the same, more slowly, and its ``backward`` divides by a number of

@@ -1,0 +1,1 @@
+"""Benchmarks: measured claims. ``python -m benchmarks`` lists them."""
