@@ -155,7 +155,7 @@ class Adaptive:
     def _again(self, equation: ODE, lane: _Lane, h: Tensor, good: Tensor) -> tuple[Tensor, Any]:
         """The step of the good samples alone: in a backward pass an overflow of the others would make 0 x inf = nan."""
         rows = good.nonzero().flatten()
-        new, state, part = lane.x, lane.state, lane.take(rows)
+        new, state, part = lane.x, lane.state, lane.take(good)
         if rows.shape[0]:
             step = self.solver.step(equation.take(rows), part.t, h[rows], part.x, part.state)
             self.spent[part.index] += self.solver.evaluations
