@@ -82,7 +82,7 @@ def test_evaluate_writes_one_file_that_needs_nothing_else(flowmatch, planar) -> 
     assert result.code == 0, result.err
     page = (planar / "report.html").read_text(encoding="utf-8")
     assert "data:image/png;base64" in page
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
     numbers = json.loads((planar / "evaluation.json").read_text())
     assert {"value", "floor"} <= numbers["sliced_wasserstein"].keys()
     with Image.open(planar / "plots" / "flow.gif") as gif:

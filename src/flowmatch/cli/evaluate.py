@@ -26,7 +26,9 @@ def evaluate(
         str | None, typer.Option(help="Where the training data lies now, if it has moved.", show_default=False)
     ] = None,
     samples: Annotated[int, typer.Option(help="Samples to compare with the held-out rows.")] = 2000,
-    likelihood_rows: Annotated[int, typer.Option(help="Rows to score at most.")] = 2000,
+    likelihood_rows: Annotated[
+        int | None, typer.Option(help="Rows to score at most. (default: from the columns)", show_default=False)
+    ] = None,
     steps: StepsOption = None,
     solver: SolverOption = None,
     rtol: RtolOption = None,
@@ -39,6 +41,7 @@ def evaluate(
     Every number stands beside its floor: the same measure between two halves of real data.
     """
     from flowmatch.report import evaluate as measure  # brings matplotlib and scikit-learn
+    from flowmatch.report import readings
 
     how = solving(steps, solver, rtol)
     opened = Run.open(run)
@@ -71,11 +74,10 @@ def evaluate(
     if gif:
         animate(opened, run / "plots" / "flow.gif", opened.codec.draw_condition(1000), seed)
     if not quiet:
-        _summary(result, run, gif)
-
-
-def _summary(result: dict[str, object], run: Path, gif: bool) -> None:
-    say(f"report written to {run / 'report.html'}" + (f", animation to {run / 'plots' / 'flow.gif'}" if gif else ""))
+        for reading in readings(result):
+            beside = "; ".join(f"{what} {value}" for what, value in reading.beside)
+            say(f"{reading.name}: {' '.join((reading.value, reading.error)).strip()} {reading.unit} ({beside})")
+        say(f"report written to {run / 'report.html'}")
 
 
 class _Progress:

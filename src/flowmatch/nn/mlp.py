@@ -130,6 +130,10 @@ class MLP(nn.Module):
         if self.label is not None:
             if cond.is_floating_point():
                 raise TypeError(f"class labels must be integers, got {cond.dtype}")
+            if cond.device.type == "cpu" and size and not (int(cond.min()) >= 0 and int(cond.max()) < self.classes):
+                raise ValueError(
+                    f"class labels must lie in 0..{self.classes - 1}, got {int(cond.min())} to {int(cond.max())}"
+                )
             embedded: Tensor = self.label(cond)
             return embedded
         assert self.number is not None

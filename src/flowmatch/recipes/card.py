@@ -40,7 +40,8 @@ A flow matching model of a table, {condition}.
 | path | {config.flow.path} |
 | network | residual MLP, {config.flow.depth} blocks of width {config.flow.hidden}, {parameters:,} parameters |
 | training | {result.step} steps of {config.train.batch_size} rows in {result.seconds:.0f} s, seed {config.train.seed} |
-| held-out loss | {last} |
+| weights | the average after step {result.selected} |
+| held-out loss at the end | {last} |
 
 {notes}
 ## Use

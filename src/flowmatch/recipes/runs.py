@@ -69,7 +69,11 @@ class RunConfig(BaseModel):
         holdout = options.get("holdout", 0.1)
         held = _held(len(table.frame), holdout) if isinstance(holdout, int | float) else 0
         flow, train = suggest(len(table.frame) - held, table.frame.shape[1])
-        merged = {**options, "flow": {**flow, **mapping(options, "flow")}, "train": {**train, **mapping(options, "train")}}
+        merged = {
+            **options,
+            "flow": {**flow, **mapping(options, "flow")},
+            "train": {**train, **mapping(options, "train")},
+        }
         return cls.parse(merged)
 
     @classmethod

@@ -64,7 +64,8 @@ def suggest(rows: int, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
         "learning_rate": 1e-3 if small or dim > 16 else 2e-3,
         "betas": (0.9, 0.99),
         "weight_decay": 1e-2 if small else 0.0,
-        "evaluate_every": 100 if small else 500,
+        "evaluate_every": 100 if small else 250,
+        "select": "best" if rows < 10_000 else "last",
     }
     return flow, train
 

@@ -15,5 +15,6 @@ for _name, _package in (("jinja2", "jinja2"), ("sklearn", "scikit-learn"), ("pan
 
 from flowmatch.report.evaluate import evaluate
 from flowmatch.report.page import write_html
+from flowmatch.report.readings import readings
 
-__all__ = ["evaluate", "write_html"]
+__all__ = ["evaluate", "readings", "write_html"]

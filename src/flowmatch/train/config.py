@@ -59,6 +59,9 @@ class TrainConfig(BaseModel):
     accumulate: int = Field(1, ge=1, description="parts in which a batch is computed, to save memory")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the batches, the times and the noise")
     evaluate_every: int = Field(500, ge=0, description="steps between two held-out losses; 0 for the end alone")
+    select: Literal["last", "best"] = Field(
+        "last", description="which averaged weights to keep: the last, or those with the lowest held-out loss"
+    )
     checkpoint_every: int = Field(1000, ge=0, description="steps between two checkpoints; 0 for the end alone")
     keep: int = Field(3, ge=1, description="number of newest checkpoints that are kept")
     log_every: int = Field(50, ge=0, description="steps between two lines of metrics; 0 for the end alone")

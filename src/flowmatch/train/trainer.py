@@ -44,6 +44,7 @@ from flowmatch.train.data import Batches, Data, mix
 from flowmatch.train.ema import Ema
 from flowmatch.train.heldout import HeldOut, Objective, rows_of
 from flowmatch.train.log import Callback
+from flowmatch.train.lowest import Lowest
 from flowmatch.train.meter import Meter
 from flowmatch.train.record import Record
 from flowmatch.train.state import load_optimizer, load_rng, model_tensors, optimizer_tensors, rng_tensors
@@ -66,12 +67,15 @@ class TrainResult(NamedTuple):
         step: number of updates done.
         history: the lines of ``metrics.jsonl``, oldest first.
         seconds: time spent, earlier parts of a resumed run included.
+        selected: number of updates that made the weights of ``model``; below ``step`` if ``config.select`` is
+            ``"best"`` and an earlier average had a lower held-out loss.
     """
 
     model: nn.Module
     step: int
     history: list[dict[str, Any]]
     seconds: float
+    selected: int
 
 
 class Trainer:
@@ -125,6 +129,7 @@ class Trainer:
         self.record = Record(None if out is None else Path(out), config, callbacks, self.accelerator.is_main_process)
         self._batches, self._generator = Batches(len(data), config.batch_size, config.seed), torch.Generator()
         self._heldout = None if holdout is None else HeldOut(objective, holdout, config, self.accelerator)
+        self._lowest = Lowest() if config.select == "best" and self._heldout is not None else None
         self._meter = Meter(self.accelerator, config.accumulate, config.batch_size)
         self.step = 0
 
@@ -160,7 +165,11 @@ class Trainer:
                 self.step = step + 1
                 if due and norm is not None:
                     self._pause(due, float(norm))
-        result = TrainResult(self._best(), self.step, self.record.history, self._meter.seconds)
+        model, selected = self._best(), self.step
+        if self._lowest is not None:
+            self._lowest.give(model)
+            selected = self._lowest.step or selected
+        result = TrainResult(model, self.step, self.record.history, self._meter.seconds, selected)
         self.record.ended(result)
         return result
 
@@ -220,6 +229,8 @@ class Trainer:
                 value = self._heldout(self._field(self._best()))
                 self._check_finite("held-out loss", value, self.step)
                 metrics["heldout_loss"] = value
+                if self._lowest is not None:
+                    self._lowest.see(value, self.step, self._best())
                 self.record.evaluated(self.step, metrics)
             self.record.log(self.step, metrics)
         if "save" in due:
@@ -248,6 +259,8 @@ class Trainer:
             if self.ema is not None:
                 # A run that had no average until now starts it here.
                 self.ema.module.load_state_dict(tensors.get("ema", tensors["model"]))
+            if self._lowest is not None:
+                self._lowest.restore(found.state.get("lowest"), tensors.get("lowest", {}))
             load_rng(self.accelerator, tensors["rng"])
             self._meter.restore(found.state["meter"])
             self.step = found.step
@@ -262,7 +275,10 @@ class Trainer:
         }
         if self.ema is not None:
             groups["ema"] = model_tensors(self.ema.module)
-        self.record.save(self.step, groups, {"meter": self._meter.state()})
+        lowest = None if self._lowest is None else self._lowest.state()
+        if self._lowest is not None and lowest is not None:
+            groups["lowest"] = self._lowest.tensors
+        self.record.save(self.step, groups, {"meter": self._meter.state(), "lowest": lowest})
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
