@@ -14,7 +14,7 @@ from flowmatch.data import TableCodec, TableData, load_table, toy
 from flowmatch.recipes import FlowConfig, fit_flow, suggest
 from flowmatch.train import TrainConfig
 
-SEED, TEST_ROWS = 0, 20_000
+SEED, TEST_ROWS = 0, 10_000
 WINDOWS = {"8gaussians": 6.0, "checkerboard": 5.0}
 
 
@@ -41,7 +41,7 @@ def measure(name: str) -> None:
         return flow.log_prob(codec.encode(frame)[0], rtol=1e-4, atol=1e-4) + codec.log_det
 
     nll = -log_prob(fresh)
-    side = torch.linspace(-WINDOWS[name], WINDOWS[name], 201)
+    side = torch.linspace(-WINDOWS[name], WINDOWS[name], 101)
     cell = (side[1] - side[0]).item() ** 2
     grid = torch.cartesian_prod(side, side)
     mass = torch.cat([log_prob(part) for part in grid.split(10_000)]).exp().sum().item() * cell
