@@ -15,7 +15,7 @@ from flowmatch.data import load_table
 from flowmatch.errors import InputError
 from flowmatch.recipes import FlowConfig, RunConfig, prepare_folder, train_run
 from flowmatch.recipes.runs import mapping, read_config, read_options
-from flowmatch.train import TrainConfig
+from flowmatch.train import TrainConfig, join_processes
 
 __all__ = ["train"]
 
@@ -108,9 +108,7 @@ def _prepare(out: Path, main: bool, overwrite: bool, resume: bool) -> None:
     if main:
         prepare_folder(out, overwrite=overwrite, resume=resume)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
+        join_processes().wait_for_everyone()
 
 
 def _announce(config: RunConfig, table: Any, out: Path) -> None:

@@ -13,7 +13,7 @@ from flowmatch.train.config import TrainConfig, explain
 from flowmatch.train.data import Data, TensorData
 from flowmatch.train.ema import Ema
 from flowmatch.train.log import Callback, JsonLines, TensorBoard
-from flowmatch.train.trainer import Trainer, TrainResult
+from flowmatch.train.trainer import Trainer, TrainResult, join_processes
 
 __all__ = [
     "Callback",
@@ -28,4 +28,5 @@ __all__ = [
     "TrainResult",
     "Trainer",
     "explain",
+    "join_processes",
 ]

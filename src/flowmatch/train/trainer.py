@@ -53,7 +53,7 @@ from flowmatch.typing import Field
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["TrainResult", "Trainer"]
+__all__ = ["TrainResult", "Trainer", "join_processes"]
 
 _DRAW = 2  # purpose of a seed, see data.py
 
@@ -281,7 +281,12 @@ class Trainer:
         self.record.save(self.step, groups, {"meter": self._meter.state(), "lowest": lowest})
 
 
-def _accelerator(config: TrainConfig) -> Accelerator:
+def join_processes() -> Accelerator:
+    """Join the processes that a launcher started; call it before anything has to be done by one of them alone.
+
+    Raises:
+        InputError: Accelerate sees another number of processes than were launched.
+    """
     from accelerate import Accelerator
 
     # Without a GPU Accelerate joins the processes of torchrun only if told that the CPU is meant; left alone it would
@@ -293,6 +298,11 @@ def _accelerator(config: TrainConfig) -> Accelerator:
             f"the launcher started {launched} processes and Accelerate found {accelerator.num_processes}; make the "
             "Trainer before any other use of Accelerate, or set ACCELERATE_USE_CPU=true to train on CPUs"
         )
+    return accelerator
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    accelerator = join_processes()
     if accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"):
         raise InputError(
             f"the launcher asks for {accelerator.distributed_type.value}, which this trainer does not support; "
