@@ -249,7 +249,11 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         InputError: missing, not YAML, or not a run's config.
     """
-    return RunConfig.parse(read_options(path))
+    options = read_options(path)
+    try:
+        return RunConfig.parse(options)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def read_options(path: Path) -> dict[str, Any]:
