@@ -222,8 +222,7 @@ def prepare_folder(out: Path, *, overwrite: bool = False, resume: bool = False) 
 
     Raises:
         InputError: the folder holds something and neither ``overwrite`` nor ``resume`` is given; it holds something
-        that
-            is not a run; there is nothing to resume.
+            that is not a run; there is nothing to resume.
     """
     if resume:
         if not (out / "config.yaml").is_file():

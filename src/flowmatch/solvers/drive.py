@@ -61,10 +61,9 @@ def solve(
 
     Raises:
         ValueError: no way or two ways to choose the steps, a grid that is not monotone, a tolerance that is not
-        positive,
-            tolerances for a solver without error estimate, a start that is not finite.
+            positive, tolerances for a solver without error estimate, a start that is not finite.
         SolveError: the state stopped being finite or the step size vanished; names the time and keeps the partial
-        solution.
+            solution.
 
     Example:
         >>> from flowmatch.solvers import RK4
