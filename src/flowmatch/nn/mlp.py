@@ -104,18 +104,32 @@ class MLP(nn.Module):
     def _trace(self, gains: tuple[Tensor, ...], last_gain: Tensor) -> Tensor:
         """Trace of the Jacobian ``(B,)`` from the gains ``(B, hidden)`` of the blocks and of the last layer."""
         size = last_gain.shape[0]
-        chunk = max(1, 2**17 // max(1, size * self.hidden)) if last_gain.device.type == "cpu" else self.dim
+        chunk = max(1, 2**19 // max(1, size * self.hidden)) if last_gain.device.type == "cpu" else self.dim
         weights = [cast(nn.Linear, block).weight for block in self.blocks]
         gathered = torch.zeros_like(last_gain)
+        # Without a graph two buffers serve all blocks: fresh memory for each product costs more than the products.
+        fresh = torch.is_grad_enabled()
+        shape = (min(chunk, self.dim), size, self.hidden)
+        spare = () if fresh else (last_gain.new_empty(shape), last_gain.new_empty(shape))
         for entry, exit_ in zip(self.inlet.weight.T.split(chunk), self.outlet.weight.split(chunk), strict=True):
-            tangents = entry[:, None, :].expand(-1, size, -1)
+            if fresh:
+                gathered = gathered + self._through(entry, exit_, gains, weights)
+                continue
+            tangents, product = (part[: len(entry)] for part in spare)
+            tangents.copy_(entry[:, None, :].expand_as(tangents))
             for weight, gain in zip(weights, gains, strict=True):
-                step = torch.addmm(
-                    tangents.reshape(-1, self.hidden), (tangents * gain).reshape(-1, self.hidden), weight.T
-                )
-                tangents = step.view(tangents.shape)
-            gathered = gathered + (tangents * exit_[:, None]).sum(0)  # einsum here took longer than all blocks
+                torch.mul(tangents, gain, out=product)
+                tangents.view(-1, self.hidden).addmm_(product.view(-1, self.hidden), weight.T)
+            gathered += torch.mul(tangents, exit_[:, None], out=product).sum(0)
         return (gathered * last_gain).sum(1)
+
+    def _through(self, entry: Tensor, exit_: Tensor, gains: tuple[Tensor, ...], weights: list[Tensor]) -> Tensor:
+        """Directions ``(C, hidden)`` through the blocks and onto their own exits, summed, with a graph."""
+        tangents = entry[:, None, :].expand(-1, gains[0].shape[0], -1)
+        for weight, gain in zip(weights, gains, strict=True):
+            product = (tangents * gain).reshape(-1, self.hidden)
+            tangents = torch.addmm(tangents.reshape(-1, self.hidden), product, weight.T).view(tangents.shape)
+        return (tangents * exit_[:, None]).sum(0)
 
     def _modulation(self, t: Tensor, cond: Tensor | None, size: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         embedded = self.embed(self.time(t).to(self.embed.weight.dtype))
