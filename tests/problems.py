@@ -37,8 +37,11 @@ SCHEDULES: dict[str, fm.Schedule] = {
     "polynomial-1.5": fm.Polynomial(power=1.5),
     "vp": fm.VariancePreserving(),
     "vp-mild": fm.VariancePreserving(beta_min=0.5, beta_max=12.0),
+    "sub-vp": fm.SubVariancePreserving(),
     "ve": fm.VarianceExploding(),
     "ve-mild": fm.VarianceExploding(sigma_min=0.1, sigma_max=4.0),
+    "diffusion-cosine": fm.DiffusionCosine(),
+    "learned": fm.Learned(3, sigma_min=0.02, weights=[[0.3, -1.0, 0.5], [-0.2, 0.1, 1.5]]).requires_grad_(False),
     "own": Quadratic(),
 }
 
@@ -85,6 +88,9 @@ PATHS: dict[str, PathCase] = {
     "ve-mild": PathCase(
         fm.AffinePath(fm.VarianceExploding(0.1, 4.0)), start=(4.0, 1.0), end=lambda x0, x1: x1 + 0.1 * x0
     ),
+    "sub-vp": PathCase(fm.AffinePath(fm.SubVariancePreserving()), start=(1 - math.exp(-10.05), math.exp(-5.025))),
+    "diffusion-cosine": PathCase(fm.AffinePath(fm.DiffusionCosine())),
+    "learned": PathCase(fm.AffinePath(SCHEDULES["learned"]), end=lambda x0, x1: x1 + 0.02 * x0),
     "own-schedule": PathCase(fm.AffinePath(Quadratic()), end=lambda x0, x1: x1 + 0.01 * x0),
     "gaussian": PathCase(
         fm.GaussianPath(mean=lambda t, x1: t * x1, std=lambda t, x1: 1 - 0.9 * t), end=lambda x0, x1: x1 + 0.1 * x0
@@ -96,6 +102,13 @@ PATHS: dict[str, PathCase] = {
     ),
     "function": PathCase(fm.FunctionPath(lambda t, x0, x1: (1 - t) * x0 + t * x1)),
     "function-bulge": PathCase(fm.FunctionPath(_bulge), exact_in_half=False),
+}
+
+#: Paths with noise of their own, which vanishes at both ends.
+NOISY_PATHS: dict[str, fm.InterpolantPath] = {
+    "bridge": fm.BrownianBridge(sigma=0.7),
+    "interpolant": fm.InterpolantPath(),
+    "interpolant-own": fm.InterpolantPath(gamma=lambda t: 2 * t * (1 - t), schedule=fm.Cosine()),
 }
 
 GAUSSIAN_PATHS = {name: case for name, case in PATHS.items() if isinstance(case.path, fm.AffinePath | fm.GaussianPath)}

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "flowmatch"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-HEAVY = {"accelerate", "gradio", "jinja2", "matplotlib", "ot", "pandas", "PIL", "pyarrow", "pydantic", "rich"}
+HEAVY = {"accelerate", "gradio", "jinja2", "matplotlib", "numba", "ot", "pandas", "PIL", "pyarrow", "pydantic", "rich"}
 HEAVY |= {"safetensors", "scipy", "sklearn", "tensorboard", "typer", "yaml"}
 
 

@@ -38,7 +38,7 @@ def _edit(folder, **changes) -> None:
 # --- round trips --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "own"])
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name not in ("own", "learned")])
 def test_every_schedule_comes_back(name, tmp_path):
     flow = _flow(path=fm.AffinePath(SCHEDULES[name]))
     flow.save(tmp_path)
@@ -48,6 +48,44 @@ def test_every_schedule_comes_back(name, tmp_path):
     assert again.source == flow.source
     _same(flow, again)
     assert {f.name for f in tmp_path.iterdir()} == FILES
+
+
+def test_a_learned_schedule_comes_back_with_its_weights(tmp_path):
+    flow = _flow(path=fm.AffinePath(SCHEDULES["learned"]))
+    flow.save(tmp_path)
+    again = fm.Flow.load(tmp_path).path.schedule
+    assert again.config() == SCHEDULES["learned"].config()
+    assert torch.equal(again.weights, SCHEDULES["learned"].weights)
+
+
+@pytest.mark.parametrize("wrap", ["velocity", "target", "noise", "score", "rescheduled", "bridge", "both"])
+def test_a_wrapped_network_comes_back(wrap, tmp_path):
+    straight, curved = fm.AffinePath(fm.Linear(0.1)), fm.AffinePath(fm.Cosine())
+    net, mean = random_mlp(2), torch.tensor([0.3, -0.2])
+    field, path = {
+        "rescheduled": (fm.Rescheduled(net, straight, curved), curved),
+        "bridge": (fm.Bridge(fm.nn.Pair(net, random_mlp(2, seed=1)), fm.BrownianBridge(0.5)), fm.BrownianBridge(0.5)),
+        "both": (fm.Rescheduled(fm.Predicts(net, straight, "noise"), straight, curved), curved),
+    }.get(wrap) or (fm.Predicts(net, straight, wrap, mean), straight)
+    flow = fm.Flow(field, path, (2,))
+    flow.save(tmp_path)
+    again = fm.Flow.load(tmp_path)
+    assert repr(again.field) == repr(field)
+    t, x = torch.linspace(0.1, 0.9, 5, dtype=torch.float64), pair(5, 2)[0]
+    assert torch.equal(again.field(t, x), field(t, x))
+
+
+def test_a_wrapper_around_the_user_s_own_network_names_it(tmp_path):
+    class Own(torch.nn.Linear):
+        def forward(self, t, x):
+            return super().forward(x)
+
+    path, own = fm.AffinePath(), Own(2, 2)
+    fm.Flow(fm.Predicts(own, path, "target"), path, (2,)).save(tmp_path)
+    with pytest.raises(InputError, match=r"Own' as the field.*give it with Flow.load\(folder, field=...\)"):
+        fm.Flow.load(tmp_path)
+    again = fm.Flow.load(tmp_path, field=fm.Predicts(Own(2, 2), path, "target"))
+    assert torch.equal(again.field.net.weight, own.weight)
 
 
 @pytest.mark.parametrize("solver", [None, *SOLVERS.values()])
@@ -176,7 +214,7 @@ def test_a_path_made_of_functions_is_given_again(kind, tmp_path):
 def test_a_field_without_weights_is_given_again(tmp_path):
     flow = fm.Flow(fm.GaussianField(torch.zeros(2), std=2.0), event_shape=(2,))
     flow.save(tmp_path)
-    with pytest.raises(InputError, match=r"flowmatch.fields.exact.GaussianField.*Flow.load\(folder, field="):
+    with pytest.raises(InputError, match=r"flowmatch.fields.gaussian.GaussianField.*Flow.load\(folder, field="):
         fm.Flow.load(tmp_path)
     _same(flow, fm.Flow.load(tmp_path, field=flow.field))
 

@@ -21,6 +21,9 @@ ENDS = {
     "polynomial-1.5": (0.0, 1.0, 1.0, 0.0),
     "vp": (math.exp(-5.025), math.sqrt(1 - math.exp(-10.05)), 1.0, 0.0),
     "vp-mild": (math.exp(-3.125), math.sqrt(1 - math.exp(-6.25)), 1.0, 0.0),
+    "sub-vp": (math.exp(-5.025), 1 - math.exp(-10.05), 1.0, 0.0),
+    "diffusion-cosine": (0.0, 1.0, 1.0, 0.0),
+    "learned": (0.0, 1.0, 1.0, 0.02),
     "ve": (1.0, 50.0, 1.0, 0.01),
     "ve-mild": (1.0, 4.0, 1.0, 0.1),
     "own": (0.0, 1.0, 1.0, 0.01),
@@ -127,6 +130,11 @@ def test_vp_keeps_all_digits_near_the_data():
         (fm.Polynomial, {"power": math.inf}, "power"),
         (fm.VariancePreserving, {"beta_min": 0.0}, "0 < beta_min <= beta_max"),
         (fm.VariancePreserving, {"beta_min": 3.0, "beta_max": 2.0}, "got 3.0 and 2.0"),
+        (fm.SubVariancePreserving, {"beta_min": 3.0, "beta_max": 2.0}, "got 3.0 and 2.0"),
+        (fm.DiffusionCosine, {"offset": 0.0}, "without one it is fm.Cosine"),
+        (fm.Learned, {"degree": 0}, "degree must be at least 1, got 0"),
+        (fm.Learned, {"sigma_min": 1.0}, "sigma_min"),
+        (fm.Learned, {"degree": 3, "weights": [[0.0], [0.0]]}, r"two lists of degree = 3 numbers, got shape \(2, 1\)"),
         (fm.VarianceExploding, {"sigma_min": 0.0}, "0 < sigma_min < sigma_max"),
         (fm.VarianceExploding, {"sigma_min": 2.0, "sigma_max": 2.0}, "got 2.0 and 2.0"),
     ],
@@ -136,9 +144,128 @@ def test_arguments_out_of_range_are_refused(kind, arguments, message):
         kind(**arguments)
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "own"])
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name not in ("own", "learned")])
 def test_schedules_are_values(name):
     schedule = SCHEDULES[name]
     assert dataclasses.replace(schedule) == schedule
     assert hash(dataclasses.replace(schedule)) == hash(schedule)
     assert eval(repr(schedule), vars(fm)) == schedule
+
+
+# --- signal-to-noise ratio ---
+
+
+@EACH
+def test_the_log_ratio_is_that_of_the_coefficients_and_grows(schedule):
+    t = _inside(schedule)[1:-1]
+    log_snr = schedule.log_snr(t)
+    torch.testing.assert_close(log_snr.exp(), (schedule.alpha(t) / schedule.sigma(t)) ** 2, rtol=1e-10, atol=0)
+    assert (log_snr.diff() > 0).all()
+
+
+@EACH
+def test_the_inverse_undoes_the_log_ratio_ends_included(schedule):
+    t = _inside(schedule)
+    torch.testing.assert_close(schedule.inverse_log_snr(schedule.log_snr(t)), t, rtol=0, atol=1e-14)
+
+
+@EACH
+def test_a_closed_inverse_is_that_of_bisection(schedule):
+    log_snr = torch.linspace(-30.0, 30.0, 121, dtype=torch.float64)
+    derived = fm.Schedule.inverse_log_snr(schedule, log_snr)
+    torch.testing.assert_close(schedule.inverse_log_snr(log_snr), derived, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@EACH
+def test_a_ratio_beyond_the_schedule_gives_the_nearer_end(schedule, dtype):
+    ends = torch.tensor([-torch.inf, torch.inf], dtype=dtype)
+    expected = torch.tensor(schedule.interval, dtype=dtype)
+    for inverse in (schedule.inverse_log_snr, lambda ratio: fm.Schedule.inverse_log_snr(schedule, ratio)):
+        assert torch.equal(inverse(ends), expected)
+        assert inverse(ends).dtype == dtype
+
+
+@pytest.mark.parametrize("schedule", [fm.Polynomial(3.0), fm.SubVariancePreserving(), fm.DiffusionCosine()])
+def test_noise_near_the_data_keeps_all_digits_in_float32(schedule):
+    t = torch.tensor([1 - 2**-13, 1 - 2**-16], dtype=torch.float32)
+    torch.testing.assert_close(schedule.sigma(t).double(), schedule.sigma(t.double()), rtol=2e-6, atol=0)
+
+
+def test_trigonometric_is_the_quarter_turn():
+    assert fm.Trigonometric is fm.Cosine
+
+
+def test_the_cosine_of_diffusion_tends_to_the_quarter_turn():
+    t = torch.linspace(0.0, 0.99, 50, dtype=torch.float64)
+    for name in ("alpha", "sigma"):
+        near, limit = getattr(fm.DiffusionCosine(1e-7), name)(t), getattr(fm.Cosine(), name)(t)
+        torch.testing.assert_close(near, limit, rtol=0, atol=1e-5)
+
+
+def test_the_cosine_of_diffusion_is_the_published_formula():
+    t = torch.linspace(0.0, 1.0, 21, dtype=torch.float64)
+    f = lambda s: torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2  # noqa: E731
+    expected = f(1 - t) / f(torch.zeros(1, dtype=torch.float64))
+    torch.testing.assert_close(fm.DiffusionCosine().alpha(t) ** 2, expected, rtol=1e-12, atol=1e-15)
+
+
+# --- a learned schedule ---
+
+
+def test_a_fresh_learned_schedule_is_the_straight_one():
+    t, learned, straight = torch.linspace(0, 1, 33), fm.Learned(degree=7, sigma_min=0.1), fm.Linear(0.1)
+    for name in ("alpha", "sigma", "alpha_dot", "sigma_dot"):
+        torch.testing.assert_close(getattr(learned, name)(t), getattr(straight, name)(t))
+
+
+def test_a_learned_schedule_comes_near_another_one():
+    target, learned, t = fm.Cosine(), fm.Learned(degree=12), torch.linspace(0, 1, 101)
+    optimizer = torch.optim.Adam(learned.parameters(), lr=0.05)
+    for _ in range(600):
+        loss = (learned.alpha(t) - target.alpha(t)).square().mean() + (
+            learned.sigma(t) - target.sigma(t)
+        ).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 1e-4  # degree 12 is not the sine itself
+    assert learned.alpha(torch.tensor([0.0, 1.0])).tolist() == [0.0, 1.0]
+
+
+def test_the_least_kinetic_energy_is_that_of_constant_speed():
+    """Normal data of spread 3: the energy of the marginal flow is the integral of the square of d/dt s(t)."""
+    learned = fm.Learned(degree=8).double()
+    field = fm.GaussianField(torch.zeros(1, dtype=torch.float64), std=3.0, path=fm.AffinePath(learned))
+    optimizer, generator = torch.optim.Adam(learned.parameters(), lr=0.05), torch.Generator().manual_seed(0)
+
+    def energy(n: int) -> torch.Tensor:
+        t = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+        spread = (9 * learned.alpha(t) ** 2 + learned.sigma(t) ** 2).sqrt()
+        x = spread[:, None] * torch.randn(n, 1, dtype=torch.float64, generator=generator).sign()  # second moment exact
+        return field(t, x).square().mean()
+
+    start = energy(500).item()
+    for _ in range(300):
+        optimizer.zero_grad()
+        energy(64).backward()
+        optimizer.step()
+    end = energy(500).item()
+    assert start > 5  # the straight schedule is not of constant speed
+    assert end == pytest.approx((3 - 1) ** 2, abs=0.02)  # the squared Wasserstein distance, which is the least
+
+
+def test_gradients_of_an_objective_reach_the_schedule():
+    learned = fm.Learned(degree=4)
+    x1 = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
+    objective = fm.FlowMatching(fm.AffinePath(learned))
+    objective(lambda t, x: -x, x1, generator=torch.Generator().manual_seed(1)).mean().backward()
+    assert torch.isfinite(learned.weights.grad).all()
+    assert (learned.weights.grad != 0).all()
+
+
+def test_a_learned_schedule_is_made_again_from_its_config():
+    learned = SCHEDULES["learned"]
+    again, t = fm.Learned(**learned.config()), torch.linspace(0, 1, 9)
+    assert torch.equal(again.alpha(t), learned.alpha(t))
+    assert torch.equal(again.sigma(t), learned.sigma(t))

@@ -1,30 +1,68 @@
 """flowmatch: flow matching for generative modelling, on PyTorch alone."""
 
 from flowmatch import nn
-from flowmatch.couplings import Independent
+from flowmatch.couplings import ConditionAware, ExactOT, Independent, PartialOT, SemiDiscrete, Sinkhorn, UnbalancedOT
 from flowmatch.errors import InputError
-from flowmatch.fields import EmpiricalField, GaussianField, MixtureField
+from flowmatch.fields import Bridge, EmpiricalField, GaussianField, MixtureField, Predicts, Rescheduled
 from flowmatch.flow import Flow, GivenFlow
 from flowmatch.likelihood import Exact, Hutchinson, Likelihood, divergence, log_likelihood
-from flowmatch.objectives import Draw, FlowMatching, Loss
-from flowmatch.paths import AffinePath, FunctionPath, GaussianPath, Path, PathSample
-from flowmatch.schedules import Cosine, Linear, Polynomial, Schedule, VarianceExploding, VariancePreserving
+from flowmatch.objectives import (
+    Draw,
+    FlowMatching,
+    Implied,
+    LearnedUncertainty,
+    Loss,
+    MinSNR,
+    PowerSNR,
+    ScoreAndFlow,
+    Sigmoid,
+    Weighting,
+)
+from flowmatch.paths import (
+    AffinePath,
+    BrownianBridge,
+    FunctionPath,
+    GaussianPath,
+    InterpolantPath,
+    Path,
+    PathError,
+    PathReport,
+    PathSample,
+    check_path,
+)
+from flowmatch.schedules import (
+    Cosine,
+    DiffusionCosine,
+    Learned,
+    Linear,
+    Polynomial,
+    Schedule,
+    SubVariancePreserving,
+    Trigonometric,
+    VarianceExploding,
+    VariancePreserving,
+)
 from flowmatch.solvers import ODE, RK4, Dopri5, Euler, Heun, Midpoint, Solution, SolveError, Solver, solve
-from flowmatch.sources import Normal
-from flowmatch.times import Stratified, Uniform
+from flowmatch.sources import Empirical, Normal
+from flowmatch.times import Beta, LogitNormal, Mode, Power, Shifted, Stratified, Uniform
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ODE",
-    "RK4",
     "AffinePath",
+    "Beta",
+    "Bridge",
+    "BrownianBridge",
+    "ConditionAware",
     "Cosine",
+    "DiffusionCosine",
     "Dopri5",
     "Draw",
+    "Empirical",
     "EmpiricalField",
     "Euler",
     "Exact",
+    "ExactOT",
     "Flow",
     "FlowMatching",
     "FunctionPath",
@@ -33,25 +71,51 @@ __all__ = [
     "GivenFlow",
     "Heun",
     "Hutchinson",
+    "Implied",
     "Independent",
     "InputError",
+    "InterpolantPath",
+    "Learned",
+    "LearnedUncertainty",
     "Likelihood",
     "Linear",
+    "LogitNormal",
     "Loss",
     "Midpoint",
+    "MinSNR",
     "MixtureField",
+    "Mode",
     "Normal",
+    "ODE",
+    "PartialOT",
     "Path",
+    "PathError",
+    "PathReport",
     "PathSample",
     "Polynomial",
+    "Power",
+    "PowerSNR",
+    "Predicts",
+    "RK4",
+    "Rescheduled",
     "Schedule",
+    "SemiDiscrete",
+    "ScoreAndFlow",
+    "Shifted",
+    "Sigmoid",
+    "Sinkhorn",
     "Solution",
     "SolveError",
     "Solver",
     "Stratified",
+    "SubVariancePreserving",
+    "Trigonometric",
+    "UnbalancedOT",
     "Uniform",
     "VarianceExploding",
     "VariancePreserving",
+    "Weighting",
+    "check_path",
     "divergence",
     "log_likelihood",
     "nn",

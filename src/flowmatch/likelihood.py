@@ -30,6 +30,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from flowmatch.fields.predict import own_divergence
 from flowmatch.solvers import ODE, Solver, solve
 from flowmatch.tensors import check_event, mean_event, rand, randn, sum_event, time_dtype
 from flowmatch.typing import Cond, Field, Source
@@ -73,7 +74,7 @@ class Exact:
         return None
 
     def __call__(self, equation: ODE, t: Tensor | float, x: Tensor, tangents: Tensor | None) -> tuple[Tensor, Tensor]:
-        own = _own_divergence(equation.field)
+        own = own_divergence(equation.field)
         if own is not None and self.chunk is None:
             time = torch.as_tensor(t, dtype=time_dtype(x.dtype), device=x.device).expand(x.shape[:1])
             value, trace = own(time, x) if equation.cond is None else own(time, x, equation.cond)
@@ -131,16 +132,6 @@ class Hutchinson:
         value, columns = _directional(equation, t, x, directions)
         products = (directions * columns).flatten(0, 1)
         return value, sum_event(products).view(self.probes, x.shape[0]).movedim(0, 1)
-
-
-def _own_divergence(field: Any) -> Any:
-    """A field's own way to its divergence; not that of a base class whose ``forward`` a subclass has replaced."""
-    for kind in type(field).__mro__:
-        if "value_and_divergence" in vars(kind):
-            return field.value_and_divergence
-        if "forward" in vars(kind):
-            return None
-    return None
 
 
 def _directional(equation: ODE, t: Tensor | float, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import inspect
 import json
 import os
 from pathlib import Path as FilePath
@@ -26,9 +27,9 @@ import torch
 from torch import nn
 
 import flowmatch.nn
-from flowmatch import paths, schedules, solvers, sources
+from flowmatch import fields, paths, schedules, solvers, sources
 from flowmatch.errors import InputError
-from flowmatch.paths import AffinePath, Path
+from flowmatch.paths import Path
 from flowmatch.schedules import Schedule
 from flowmatch.solvers import Solver
 
@@ -41,14 +42,18 @@ FORMAT = "flowmatch.flow"
 VERSION = 1
 DESCRIPTION, WEIGHTS, PREVIOUS = "flow.json", "model.safetensors", "model.previous.safetensors"
 
-#: The room whose public classes a part may be, and what it must be.
-ROOMS: dict[str, tuple[ModuleType, type]] = {
-    "field": (flowmatch.nn, nn.Module),
-    "path": (paths, Path),
-    "schedule": (schedules, Schedule),
-    "source": (sources, object),
-    "solver": (solvers, Solver),
+#: The rooms whose public classes a part may be, and what it must be.
+ROOMS: dict[str, tuple[tuple[ModuleType, ...], type]] = {
+    "field": ((flowmatch.nn, fields), nn.Module),
+    "path": ((paths,), Path),
+    "schedule": ((schedules,), Schedule),
+    "source": ((sources,), object),
+    "solver": ((solvers,), Solver),
 }
+
+#: Arguments of a part that are parts themselves, and which.
+NESTED = {"net": "field", "field": "field", "model": "field", "first": "field", "second": "field"}
+NESTED |= {"path": "path", "path_from": "path", "path_to": "path", "schedule": "schedule"}
 
 
 def write_atomically(path: FilePath, content: bytes) -> None:
@@ -112,7 +117,8 @@ def load_flow(cls: type[Flow], folder: FilePath, **given: Any) -> Flow:
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise InputError(f"the weights in {folder} do not fit {type(network).__name__}: {error}") from None
-        dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
+        trained = {name for name, _ in network.named_parameters()}
+        dtypes = {value.dtype for name, value in weights.items() if name in trained and value.is_floating_point()}
         if len(dtypes) == 1:
             network.to(dtypes.pop())
             network.load_state_dict(weights)  # again, unrounded
@@ -167,8 +173,8 @@ def _read_weights(folder: FilePath, wanted: str) -> dict[str, torch.Tensor]:
 
 def _public(part: str) -> dict[str, type]:
     """Classes that a file may name for a part, by their public names."""
-    room, base = ROOMS[part]
-    kinds = {f"{room.__name__}.{name}": getattr(room, name) for name in room.__all__}
+    rooms, base = ROOMS[part]
+    kinds = {f"{room.__name__}.{name}": getattr(room, name) for room in rooms for name in room.__all__}
     return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, base)}
 
 
@@ -182,14 +188,16 @@ def _describe(value: Any, part: str) -> dict[str, Any]:
 
 
 def _arguments(value: Any) -> dict[str, Any] | None:
-    """What makes a part of ours again; ``None`` for a path made of the user's functions."""
-    if isinstance(value, AffinePath):
-        return {"schedule": _describe(value.schedule, "schedule")}
+    """What makes a part of ours again; ``None`` for one that holds the user's functions or data."""
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     config = getattr(value, "config", None)
-    arguments: dict[str, Any] | None = config() if callable(config) else None
-    return arguments
+    if not callable(config):
+        return None
+    arguments: dict[str, Any] | None = config()
+    if arguments is None:
+        return None
+    return {name: _describe(part, NESTED[name]) if name in NESTED else part for name, part in arguments.items()}
 
 
 def _build(spec: Any, part: str, folder: FilePath) -> Any:
@@ -203,8 +211,8 @@ def _build(spec: Any, part: str, folder: FilePath) -> Any:
             f"{folder / DESCRIPTION} names {name!r} as the {part}, which flowmatch cannot build from the file; if it "
             f"is code of your own, make it and give it with Flow.load(folder, {slot}=...)"
         )
-    if kind is AffinePath:
-        arguments = {"schedule": _build(arguments.get("schedule"), "schedule", folder)}
+    nested = [slot for slot in inspect.signature(kind).parameters if slot in NESTED]
+    arguments |= {slot: _build(arguments.get(slot), NESTED[slot], folder) for slot in nested}
     try:
         return kind(**arguments)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 __all__ = [
+    "can_look",
     "check_event",
     "check_finite",
     "check_pair",
@@ -43,6 +44,21 @@ def time_dtype(dtype: torch.dtype) -> torch.dtype:
         (torch.float32, torch.float64)
     """
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def can_look(x: Tensor) -> bool:
+    """Whether the values of ``x`` may be read for a check.
+
+    Not on an accelerator, where the look would stall the queue, nor while a function is compiled or transformed, where
+    there are no values yet.
+
+    Example:
+        >>> can_look(torch.ones(2)), can_look(torch.ones(0))
+        (True, False)
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.numel():
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def check_event(x: Tensor, name: str = "x") -> None:
@@ -82,18 +98,18 @@ def check_time(
     x: Tensor,
     low: float = 0.0,
     high: float = 1.0,
-    why: str = "t=0 is the source, t=1 the data",
+    why: str | Callable[[], str] = "t=0 is the source, t=1 the data",
 ) -> Tensor:
     r"""Return ``t`` as a ``(B,)`` or ``()`` tensor beside ``x``; raise if it cannot be one.
 
-    The range is checked on the CPU only: on an accelerator the look would stall the queue.
+    The range is checked where :func:`can_look` allows it.
 
     Args:
         t: a number, or a tensor of shape ``()`` or ``(B,)``.
         x: state of shape ``(B, *event)`` whose device rules.
         low: smallest time allowed.
         high: largest time allowed.
-        why: what the bounds mean, for the message.
+        why: what the bounds mean, for the message, or a function that says it when it is needed.
 
     Raises:
         ValueError: wrong shape, a time outside ``[low, high]`` or not a number.
@@ -111,13 +127,14 @@ def check_time(
         raise ValueError(
             f"t must have shape () or (B,) = ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(time.shape)}"
         )
-    if time.device.type == "cpu" and time.numel() and not torch._C._functorch.is_functorch_wrapped_tensor(time):
+    if can_look(time):
         low_t, high_t = (v.item() for v in time.detach().aminmax())
         if not (low <= low_t and high_t <= high):
             # A bound inside (0, 1) is known to a rounding only: 0.3 is above 0.3 in float32. 0 and 1 are exact.
             slack = 4 * torch.finfo(time.dtype).eps
             if not (low - slack * (low > 0) <= low_t and high_t <= high + slack * (high < 1)):
-                raise ValueError(f"t must lie in [{low}, {high}] ({why}), got values from {low_t:g} to {high_t:g}")
+                meaning = why if isinstance(why, str) else why()
+                raise ValueError(f"t must lie in [{low}, {high}] ({meaning}), got values from {low_t:g} to {high_t:g}")
     return time
 
 

@@ -7,7 +7,7 @@ import torch
 
 import flowmatch as fm
 from flowmatch import paths
-from tests.problems import GAUSSIAN_PATHS, PATHS, pair, public_subclasses, seeded
+from tests.problems import GAUSSIAN_PATHS, NOISY_PATHS, PATHS, pair, public_subclasses, seeded
 
 EACH = pytest.mark.parametrize("name", PATHS)
 EACH_GAUSSIAN = pytest.mark.parametrize("name", GAUSSIAN_PATHS)
@@ -19,7 +19,8 @@ def _times(size: int) -> torch.Tensor:
 
 
 def test_every_public_path_is_under_contract():
-    assert public_subclasses(paths, fm.Path) <= {type(case.path) for case in PATHS.values()}
+    listed = [case.path for case in PATHS.values()] + list(NOISY_PATHS.values())  # the latter: test_interpolant.py
+    assert public_subclasses(paths, fm.Path) <= {type(path) for path in listed}
 
 
 @EACH

@@ -22,7 +22,7 @@ STEPS = 20
 
 
 def run_of(out: Path, accumulate: int) -> Trainer:
-    """A run with a coupling over the whole batch, a condition and an evaluation."""
+    """A run with a coupling over a pool, drawn ahead, a learnt weighting, a condition and an evaluation."""
     torch.manual_seed(17)
     net = fm.nn.MLP(dim=2, hidden=16, depth=1, classes=3)
     with torch.no_grad():
@@ -34,9 +34,11 @@ def run_of(out: Path, accumulate: int) -> Trainer:
         out,
         data=data,
         holdout=held,
-        goal=objective(coupling=Sorted()),
+        goal=objective(coupling=Sorted(), weighting=fm.LearnedUncertainty()),
         steps=STEPS,
         batch_size=10,
+        pool=20,
+        ahead=1,
         evaluate_every=8,
         accumulate=accumulate,
     )

@@ -2,5 +2,6 @@
 
 from flowmatch.nn.embeddings import TimeEmbedding
 from flowmatch.nn.mlp import MLP
+from flowmatch.nn.pair import Pair
 
-__all__ = ["MLP", "TimeEmbedding"]
+__all__ = ["MLP", "Pair", "TimeEmbedding"]

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowmatch.tensors import check_pair, check_time, expand_time, with_rate
+from flowmatch.tensors import check_pair, check_time, expand_time, randn, with_rate
 
 __all__ = ["FunctionPath", "Path", "PathSample"]
 
@@ -67,6 +67,8 @@ class Path(ABC):
 
     interval: tuple[float, float] = (0.0, 1.0)
     source_std: float = 1.0
+    needs_noise: bool = False
+    """Whether the position depends on ``z``, noise of the path's own; ``sample`` then draws it."""
 
     @abstractmethod
     def _position(self, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None) -> Tensor:
@@ -84,7 +86,7 @@ class Path(ABC):
             t: time in ``[0, 1]``, shape ``()`` or ``(B,)``.
             x0: source samples ``(B, *event)``.
             x1: data samples ``(B, *event)``.
-            z: extra noise, for stochastic paths.
+            z: the noise ``(B, *event)`` of a path that needs one, standard normal.
 
         Returns:
             ``x_t`` of shape ``(B, *event)`` and the type of ``x1``.
@@ -93,12 +95,12 @@ class Path(ABC):
             ValueError: shapes or devices differ, or ``t`` lies outside ``[0, 1]``.
             TypeError: integer tensors or mixed types.
         """
-        check_pair(x0, x1)
+        self._check(x0, x1, z)
         return self._fit(self._position(expand_time(check_time(t, x1), x1), x0, x1, z), x1)
 
     def velocity(self, t: Tensor | float, x0: Tensor, x1: Tensor, z: Tensor | None = None) -> Tensor:
         """Conditional velocity, the time derivative of :meth:`position`; same arguments, ``t`` in ``interval``."""
-        check_pair(x0, x1)
+        self._check(x0, x1, z)
         return self._fit(self._both(expand_time(self._regular(t, x1), x1), x0, x1, z)[1], x1)
 
     def sample(
@@ -114,21 +116,28 @@ class Path(ABC):
             t: time in ``interval``, shape ``()`` or ``(B,)``.
             x0: source samples ``(B, *event)``.
             x1: data samples ``(B, *event)``.
-            generator: source of randomness of stochastic paths; the paths here use none.
+            generator: source of randomness of a path that needs noise.
 
         Returns:
             The :class:`PathSample`, with ``t`` of shape ``(B,)``.
         """
         check_pair(x0, x1)
         time = self._regular(t, x1).expand(x1.shape[:1])
-        x_t, u_t = self._both(expand_time(time, x1), x0, x1, None)
-        return PathSample(time, self._fit(x_t, x1), self._fit(u_t, x1), x0, x1)
+        z = randn(tuple(x1.shape), generator, x1.device, x1.dtype) if self.needs_noise else None
+        x_t, u_t = self._both(expand_time(time, x1), x0, x1, z)
+        return PathSample(time, self._fit(x_t, x1), self._fit(u_t, x1), x0, x1, z)
+
+    def _check(self, x0: Tensor, x1: Tensor, z: Tensor | None) -> None:
+        check_pair(x0, x1)
+        if self.needs_noise and (z is None or z.shape != x1.shape):
+            given = "none" if z is None else f"shape {tuple(z.shape)}"
+            raise ValueError(f"{self!r} needs noise z of shape {tuple(x1.shape)}, got {given}; or use path.sample")
 
     def _regular(self, t: Tensor | float, x: Tensor) -> Tensor:
         """``t`` beside ``x``, refused where the path has no finite velocity."""
         if self.interval == (0.0, 1.0):
             return check_time(t, x)
-        return check_time(t, x, *self.interval, f"where the velocity of {self!r} is finite")
+        return check_time(t, x, *self.interval, lambda: f"where the velocity of {self!r} is finite")
 
     @staticmethod
     def _fit(value: Tensor, like: Tensor) -> Tensor:

@@ -18,19 +18,31 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from flowmatch.couplings import ConditionAware, ExactOT, Independent, Sinkhorn
+from flowmatch.fields import Predicts
 from flowmatch.flow import Flow
 from flowmatch.nn import MLP
 from flowmatch.objectives import FlowMatching
 from flowmatch.paths import AffinePath
-from flowmatch.schedules import Cosine, Linear, Polynomial, Schedule, VarianceExploding, VariancePreserving
-from flowmatch.times import Stratified, Uniform
+from flowmatch.schedules import (
+    Cosine,
+    DiffusionCosine,
+    Linear,
+    Polynomial,
+    Schedule,
+    SubVariancePreserving,
+    VarianceExploding,
+    VariancePreserving,
+)
+from flowmatch.times import LogitNormal, Mode, Stratified, Uniform
 from flowmatch.train import TrainConfig, Trainer, TrainResult
+from flowmatch.typing import Coupling
 
-__all__ = ["FlowConfig", "fit_flow", "make_model", "make_path", "suggest"]
+__all__ = ["FlowConfig", "fit_flow", "make_model", "make_objective", "make_path", "suggest"]
 
 
 class FlowConfig(BaseModel):
-    """What is learnt: the path and the network.
+    """What is learnt: path, pairs, times and network.
 
     Example:
         >>> FlowConfig(path="cosine").path
@@ -39,11 +51,17 @@ class FlowConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    path: Literal["linear", "cosine", "polynomial", "vp", "ve"] = Field(
+    path: Literal["linear", "cosine", "polynomial", "vp", "sub-vp", "ve", "diffusion-cosine"] = Field(
         "linear", description="schedule of the path from noise to data"
     )
     sigma_min: float = Field(0.0, ge=0, lt=1, description="noise left at the data's end of the linear path")
-    times: Literal["uniform", "stratified"] = Field("stratified", description="how training times are drawn")
+    times: Literal["uniform", "stratified", "logit-normal", "mode"] = Field(
+        "stratified", description="how training times are drawn; the last two in equal shares of their density"
+    )
+    coupling: Literal["independent", "ot", "sinkhorn"] = Field(
+        "independent", description="how noise and rows are paired in a batch; within each label where there are labels"
+    )
+    predicts: Literal["velocity", "target", "noise"] = Field("velocity", description="what the network predicts")
     hidden: int = Field(128, ge=1, description="width of the network")
     depth: int = Field(3, ge=1, description="number of residual blocks of the network")
 
@@ -77,9 +95,27 @@ def make_path(config: FlowConfig) -> AffinePath:
         "cosine": Cosine(),
         "polynomial": Polynomial(),
         "vp": VariancePreserving(),
+        "sub-vp": SubVariancePreserving(),
         "ve": VarianceExploding(),
+        "diffusion-cosine": DiffusionCosine(),
     }
     return AffinePath(schedules[config.path])
+
+
+def make_objective(config: FlowConfig, conditional: bool = False) -> FlowMatching:
+    """The objective that a config names; pairs are made within a condition if the data is ``conditional``."""
+    path = make_path(config)
+    low, high = path.interval
+    laws = {"uniform": Uniform, "stratified": Stratified, "logit-normal": LogitNormal, "mode": Mode}
+    times: Any = laws[config.times](low=low, high=high)
+    if config.times in ("logit-normal", "mode"):
+        times = Stratified(low, high, base=times)
+    couplings: dict[str, Coupling] = {"independent": Independent(), "ot": ExactOT(), "sinkhorn": Sinkhorn()}
+    coupling = couplings[config.coupling]
+    if conditional and config.coupling != "independent":
+        # Plain transport would give each label a part of the source of its own.
+        coupling = ConditionAware(coupling)
+    return FlowMatching(path, coupling, times, predicts=config.predicts)
 
 
 def make_model(config: FlowConfig, dim: int, classes: int = 0, cond_dim: int = 0, seed: int = 0) -> MLP:
@@ -110,7 +146,7 @@ def fit_flow(
         dim: number of columns of ``x1``.
         classes: number of classes of the condition.
         cond_dim: number of columns of a numeric condition.
-        flow: path and network; by :func:`suggest` if not given.
+        flow: path, pairs, times and network; by :func:`suggest` if not given.
         train: training options; by :func:`suggest` if not given.
         out: run folder for checkpoints and metrics, or ``None`` to write nothing.
         callbacks: told about progress; see :mod:`flowmatch.train`.
@@ -129,11 +165,11 @@ def fit_flow(
     hints_flow, hints_train = suggest(len(data), dim)
     flow = FlowConfig(**hints_flow) if flow is None else flow
     train = TrainConfig(**hints_train) if train is None else train
+    objective = make_objective(flow, conditional=bool(classes or cond_dim))
     path = make_path(flow)
-    times = (Stratified if flow.times == "stratified" else Uniform)(*path.interval)
     model = make_model(flow, dim, classes, cond_dim, train.seed)
-    trainer = Trainer(
-        model, FlowMatching(path, times=times), data, config=train, holdout=holdout, out=out, callbacks=callbacks
-    )
+    trainer = Trainer(model, objective, data, config=train, holdout=holdout, out=out, callbacks=callbacks)
     result = trainer.fit(resume=resume)
-    return Flow(result.model, path, (dim,)).eval(), result
+    # Columns are standardised, so that their mean is zero.
+    field = result.model if flow.predicts == "velocity" else Predicts(result.model, path, flow.predicts)
+    return Flow(field, path, (dim,)).eval(), result

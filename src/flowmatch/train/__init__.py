@@ -11,6 +11,7 @@ for _name in ("accelerate", "pydantic", "safetensors"):
 from flowmatch.train.checkpoint import Checkpoint, Checkpoints
 from flowmatch.train.config import TrainConfig, explain
 from flowmatch.train.data import Data, TensorData
+from flowmatch.train.draws import Draws
 from flowmatch.train.ema import Ema
 from flowmatch.train.log import Callback, JsonLines, TensorBoard
 from flowmatch.train.trainer import Trainer, TrainResult, join_processes
@@ -20,6 +21,7 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Data",
+    "Draws",
     "Ema",
     "JsonLines",
     "TensorBoard",

@@ -57,6 +57,10 @@ class TrainConfig(BaseModel):
         "fp32", description="type in which the network computes; weights and loss stay in fp32"
     )
     accumulate: int = Field(1, ge=1, description="parts in which a batch is computed, to save memory")
+    pool: int | None = Field(
+        None, ge=1, description="rows that are coupled together, a multiple of batch_size; the batch if not given"
+    )
+    ahead: int = Field(0, ge=0, description="pools that a worker thread couples before they are needed")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the batches, the times and the noise")
     evaluate_every: int = Field(500, ge=0, description="steps between two held-out losses; 0 for the end alone")
     select: Literal["last", "best"] = Field(
@@ -74,6 +78,8 @@ class TrainConfig(BaseModel):
                 f"batch_size {self.batch_size} cannot be computed in {self.accumulate} equal parts; "
                 "make batch_size a multiple of accumulate"
             )
+        if self.pool is not None and self.pool % self.batch_size:
+            raise ValueError(f"pool {self.pool} must be a multiple of batch_size {self.batch_size}")
         return self
 
     @classmethod

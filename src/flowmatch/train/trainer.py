@@ -40,7 +40,8 @@ from torch import Tensor, nn
 from flowmatch.errors import InputError
 from flowmatch.train.checkpoint import Checkpoint, check_fit
 from flowmatch.train.config import TrainConfig
-from flowmatch.train.data import Batches, Data, mix
+from flowmatch.train.data import Data
+from flowmatch.train.draws import Draws
 from flowmatch.train.ema import Ema
 from flowmatch.train.heldout import HeldOut, Objective, rows_of
 from flowmatch.train.log import Callback
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["TrainResult", "Trainer", "join_processes"]
-
-_DRAW = 2  # purpose of a seed, see data.py
 
 
 class TrainResult(NamedTuple):
@@ -122,12 +121,22 @@ class Trainer:
         trained = {name: weight for name, weight in self.module.named_parameters() if weight.requires_grad}
         if not trained:
             raise InputError("the model has no parameter that requires a gradient, so there is nothing to train")
-        self._names, self._weights = list(trained), list(trained.values())
+        # What an objective learns of its own, such as the sizes of the loss over time, is trained with the model.
+        own = list(getattr(objective, "parameters", list)())
+        self._own = {f"objective.{number}": weight for number, weight in enumerate(own)}
+        for weight in own:
+            weight.data = weight.data.to(self.accelerator.device)
+        self._names, self._weights = [*trained, *self._own], [*trained.values(), *own]
         self.optimizer = _adamw(self._weights, config)
         # After the preparation, which gives every process the weights of the first.
         self.ema = Ema(self.module, config.ema) if config.ema else None
         self.record = Record(None if out is None else Path(out), config, callbacks, self.accelerator.is_main_process)
-        self._batches, self._generator = Batches(len(data), config.batch_size, config.seed), torch.Generator()
+        self._draws = Draws(objective, data, config.batch_size, config.pool, config.ahead, config.seed)
+        if holdout is not None and getattr(objective, "whole_data", False):
+            raise InputError(
+                "a coupling of the whole training set cannot join held-out rows, so there is no held-out loss to "
+                "compare; train with holdout=None"
+            )
         self._heldout = None if holdout is None else HeldOut(objective, holdout, config, self.accelerator)
         self._lowest = Lowest() if config.select == "best" and self._heldout is not None else None
         self._meter = Meter(self.accelerator, config.accumulate, config.batch_size)
@@ -146,7 +155,7 @@ class Trainer:
         """
         config, field = self.config, self._field(self.model)
         self._start(self.record.find(resume))
-        with self.record.running(self.step):
+        with self.record.running(self.step), self._draws:
             for step in range(self.step, config.steps):
                 self._set_rate(config.rate(step))
                 parts = self._draw(step)
@@ -156,6 +165,7 @@ class Trainer:
                         loss = self.objective.loss(field, part).mean()
                         (loss / len(parts) if len(parts) > 1 else loss).backward()
                     self._meter.add(loss)
+                self._share_own()
                 due = self._due(step + 1)
                 norm = self._clip() if config.clip or due else None
                 self.optimizer.step()
@@ -176,15 +186,19 @@ class Trainer:
     def _draw(self, step: int) -> list[Any]:
         """Parts of this process's share of the batch of ``step``; their randomness is spent."""
         config, accelerator = self.config, self.accelerator
-        self._generator.manual_seed(mix(config.seed, _DRAW, step))
-        x1, cond = self.data.take(self._batches(step), self._generator)
-        draw = self.objective.draw(x1, cond=cond, generator=self._generator)
+        draw = self._draws(step)
         size = config.batch_size // (accelerator.num_processes * config.accumulate)
         if size == config.batch_size and accelerator.device.type == "cpu":
             return [draw]
         first = accelerator.process_index * config.accumulate * size
         starts = range(first, first + config.accumulate * size, size)
         return [rows_of(draw, start, start + size, accelerator.device) for start in starts]
+
+    def _share_own(self) -> None:
+        """Average the gradients of the objective's own weights over the processes, as the wrapper does the model's."""
+        if self.accelerator.num_processes > 1:
+            for weight in self._own.values():
+                weight.grad = self.accelerator.reduce(weight.grad, "mean")
 
     def _field(self, model: nn.Module) -> Field:
         """``model`` in the precision of the config; what comes out has the type of ``x``, so the loss is fp32."""
@@ -256,6 +270,10 @@ class Trainer:
             check_fit(tensors["model"], model_tensors(module), "model", found.path)
             module.load_state_dict(tensors["model"])
             load_optimizer(self.optimizer, self._names, tensors["optimizer"], found.path)
+            own = {name: weight.data for name, weight in self._own.items()}
+            check_fit(tensors.get("objective", {}), own, "objective", found.path)
+            for name, weight in own.items():
+                weight.copy_(tensors["objective"][name])
             if self.ema is not None:
                 # A run that had no average until now starts it here.
                 self.ema.module.load_state_dict(tensors.get("ema", tensors["model"]))
@@ -273,6 +291,8 @@ class Trainer:
             "optimizer": optimizer_tensors(self.optimizer, self._names),
             "rng": rng_tensors(self.accelerator),  # of every process, so that all of them come here
         }
+        if self._own:
+            groups["objective"] = {name: weight.data for name, weight in self._own.items()}
         if self.ema is not None:
             groups["ema"] = model_tensors(self.ema.module)
         lowest = None if self._lowest is None else self._lowest.state()

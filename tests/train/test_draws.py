@@ -1,0 +1,174 @@
+"""Draws: a pool larger than the batch, a thread that draws ahead, a coupling of the whole data, a learnt weighting."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import flowmatch as fm
+from flowmatch.errors import InputError
+from flowmatch.train import Draws, TensorData, TrainConfig
+from tests.train.runs import Stop, objective, points, trainer, weights
+
+
+class Sorted:
+    """Joins the smallest with the smallest: shows over how many rows it was asked."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.threads: set[str] = set()
+
+    def __call__(self, x0, x1, cond=None, generator=None):
+        self.sizes.append(len(x1))
+        self.threads.add(threading.current_thread().name)
+        return x0[:, 0].argsort(), x1[:, 0].argsort()
+
+
+class Half:
+    """Leaves every second row out."""
+
+    def __call__(self, x0, x1, cond=None, generator=None):
+        index = torch.arange(0, len(x1), 2)
+        return index, index
+
+
+class Whole:
+    """Joins source points to the whole data set, as a semidiscrete coupling does."""
+
+    whole_data = True
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __call__(self, x0, x1, cond=None, generator=None):
+        assert len(x1) == self.rows
+        return torch.arange(len(x0)), torch.randint(self.rows, (len(x0),), generator=generator)
+
+
+DATA = TensorData(points(60), cond=torch.arange(60))
+
+
+def _same(a: fm.Draw, b: fm.Draw) -> bool:
+    return torch.equal(a.cond, b.cond) and all(
+        torch.equal(p, q) for p, q in zip(a.sample[:5], b.sample[:5], strict=True)
+    )
+
+
+def test_a_pool_is_joined_once_and_handed_out_in_batches():
+    coupling = Sorted()
+    with Draws(objective(coupling=coupling), DATA, batch_size=5, pool=20) as draws:
+        batches = [draws(step) for step in range(8)]
+    assert coupling.sizes == [20, 20]
+    first = torch.cat([batch.sample.x0 for batch in batches[:4]])
+    assert (first[:, 0].diff() >= 0).all()  # sorted over the pool, not over each batch
+    rows = torch.cat([batch.cond for batch in batches])
+    assert len(rows.unique()) == 40  # two thirds of an epoch: nothing twice
+    assert torch.equal(torch.cat([batch.sample.x1 for batch in batches]), DATA.x1[rows])
+
+
+@pytest.mark.parametrize("pool", [5, 20])
+def test_ahead_changes_nothing_but_the_thread(pool):
+    plain, threaded = Sorted(), Sorted()
+    with (
+        Draws(objective(coupling=plain), DATA, 5, pool) as now,
+        Draws(objective(coupling=threaded), DATA, 5, pool, ahead=2) as ahead,
+    ):
+        for step in range(13):
+            assert _same(now(step), ahead(step))
+    assert plain.threads == {"MainThread"}
+    assert threaded.threads == {"flowmatch-draws_0"}
+
+
+def test_a_draw_is_a_function_of_its_number():
+    with Draws(objective(), DATA, 5, 10) as draws:
+        later = draws(7)
+        for step in range(7):
+            draws(step)
+        assert _same(draws(7), later)
+    with Draws(objective(), DATA, 5, 10, seed=1) as other:
+        assert not _same(other(7), later)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_what_goes_wrong_in_the_thread_is_told_in_the_step(ahead):
+    def broken(x0, x1, cond=None, generator=None):
+        raise ValueError("NaN in row 3")
+
+    with Draws(objective(coupling=broken), DATA, 5, ahead=ahead) as draws, pytest.raises(ValueError, match="in row 3"):
+        draws(0)
+
+
+def test_the_thread_ends_with_the_context():
+    with Draws(objective(), DATA, 5, ahead=3) as draws:
+        draws(0)
+    assert not any(thread.name.startswith("flowmatch-draws") for thread in threading.enumerate())
+
+
+def test_a_run_ahead_on_a_pool_is_the_run_bit_for_bit_and_resumes(tmp_path: Path):
+    options = {"pool": 24, "checkpoint_every": 7, "steps": 20}
+    plain = trainer(goal=objective(coupling=fm.ExactOT()), **options).fit()
+    ahead = trainer(goal=objective(coupling=fm.ExactOT()), ahead=2, **options).fit()
+    assert torch.equal(weights(plain.model), weights(ahead.model))
+    with pytest.raises(Stop.Crash):
+        trainer(goal=objective(coupling=fm.ExactOT()), out=tmp_path, callbacks=[Stop(10)], ahead=1, **options).fit()
+    assert not any(thread.name.startswith("flowmatch-draws") for thread in threading.enumerate())
+    resumed = trainer(goal=objective(coupling=fm.ExactOT()), out=tmp_path, ahead=1, **options).fit(resume=True)
+    assert torch.equal(weights(plain.model), weights(resumed.model))
+
+
+def test_a_coupling_of_the_whole_data_is_given_it():
+    run = trainer(goal=objective(coupling=Whole(100)))
+    assert run.fit().step == 20
+    with pytest.raises(InputError, match="no held-out loss to compare; train with holdout=None"):
+        trainer(goal=objective(coupling=Whole(100)), holdout=TensorData(points(10)))
+    with pytest.raises(InputError, match="takes no pool"):
+        Draws(objective(coupling=Whole(60)), DATA, 5, 10)
+
+
+def test_a_learnt_weighting_is_trained_saved_and_resumed(tmp_path: Path):
+    def run(out: Path, **options):
+        weighting = fm.LearnedUncertainty()
+        return weighting, trainer(goal=objective(weighting=weighting), out=out, checkpoint_every=7, **options)
+
+    one, whole = run(tmp_path / "whole")
+    result = whole.fit()
+    assert one.head.weight.abs().max() > 0
+    _, stopped = run(tmp_path / "stopped", callbacks=[Stop(10)])
+    with pytest.raises(Stop.Crash):
+        stopped.fit()
+    two, resumed = run(tmp_path / "stopped")
+    assert torch.equal(weights(resumed.fit(resume=True).model), weights(result.model))
+    assert torch.equal(one.head.weight, two.head.weight)
+    saved = load_file(tmp_path / "whole" / "checkpoints" / "step_00000020" / "objective.safetensors")
+    assert torch.equal(saved["objective.0"], one.head.weight)
+    plain = trainer(out=tmp_path / "stopped", checkpoint_every=7, steps=30)
+    with pytest.raises(InputError, match="belongs to another"):
+        plain.fit(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pool": 7}, "pool must be a multiple of batch_size = 5, got 7"),
+        ({"pool": 3}, "multiple of batch_size"),
+        ({"ahead": -1}, "ahead must be at least 0, got -1"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Draws(objective(), DATA, 5, **options)
+
+
+def test_a_coupling_that_leaves_rows_out_takes_no_pool():
+    with pytest.raises(InputError, match="joined 5 of the 10 rows of a pool"):
+        Draws(objective(coupling=Half()), DATA, 5, 10)(0)
+    assert Draws(objective(coupling=Half()), DATA, 6)(0).sample.x1.shape == (3, 2)
+
+
+def test_the_config_refuses_a_pool_that_is_no_multiple():
+    with pytest.raises(InputError, match="pool 300 must be a multiple of batch_size 256"):
+        TrainConfig.parse({"pool": 300})
