@@ -26,7 +26,7 @@ def commands(scratch: Path) -> dict[str, list[list[str]]]:
         "lint": [["ruff", "check", "."], ["ruff", "format", "--check", "."]],
         "types": [["mypy"]],
         "imports": [["lint-imports", "--no-logo"]],
-        "tests": [["python", "-m", "pytest", "-m", "not slow", "--durations", "5"]],
+        "tests": [["python", "-m", "pytest", "-m", "not slow", "-n", "auto", "--durations", "5"]],
         "docs": [["mkdocs", "build", "--strict", "--site-dir", str(scratch / "site")]],
         "demo": [
             train,

@@ -96,3 +96,17 @@ def test_every_room_has_a_page_in_the_reference():
     pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
     documented = set(re.findall(r"^::: flowmatch\.(\w+)", pages, re.MULTILINE))
     assert rooms - documented - {"__init__", "__main__", "cli"} == set(), "add a page to docs/api and to mkdocs.yml"
+
+
+@pytest.mark.parametrize("page", ["paths.md", "couplings.md"])
+def test_the_blocks_of_a_guide_run_one_after_the_other(page, capsys):
+    pytest.importorskip("accelerate", reason="needs the extra train")
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 4
+    left: dict = {"__name__": "guide"}
+    for block in blocks:
+        exec(block, left)
+    said = capsys.readouterr().out
+    expected = {"paths.md": "does not end at the data", "couplings.md": "ConditionAware: label 1 starts at"}[page]
+    assert expected in said

@@ -88,6 +88,16 @@ def test_times_are_uniform(sampler):
     assert distance < math.sqrt(math.log(2 / 1e-6) / (2 * n))
 
 
+@pytest.mark.parametrize(
+    "law", [LogitNormal(-12.0), LogitNormal(-6.0, low=0.25), LogitNormal(9.0, high=0.9), Power(8.0)]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_no_draw_has_an_infinite_weight(law, dtype):
+    """Rounding would put some times on an end at which the law has no density."""
+    t = law(2000, generator=seeded(), dtype=dtype)
+    assert bool(torch.isfinite(1 / law.density(t)).all())
+
+
 @EACH
 def test_draws_follow_the_quantiles(sampler):
     n = 20_000

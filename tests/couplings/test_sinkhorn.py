@@ -144,11 +144,20 @@ def test_a_common_offset_of_the_cost_changes_nothing():
     torch.testing.assert_close(far, near, rtol=0, atol=2e-3 / 200)
 
 
-def test_a_vanishing_column_is_recovered():
-    """One point is so far that no row of the first kernel reaches it in float32."""
+def test_a_far_point_is_reached():
     cost = squared_distances(torch.zeros(20, 1), torch.cat([torch.linspace(0, 1, 19), torch.tensor([300.0])])[:, None])
     plan = sinkhorn(cost, 0.2, tol=1e-3)
     assert _misplaced(plan, 1 / 20, 1 / 20) < 1.1e-3
+
+
+def test_a_row_too_light_for_the_kernel_is_right_too():
+    """The products of float32 cannot hold a mass of 1e-30; such a row goes through log-sum-exp."""
+    cost = squared_distances(*pair(3, 2, dtype=torch.float32))
+    plan = sinkhorn(cost, 1.0, a=torch.tensor([0.25, 0.75, 1e-30]), tol=1e-4)
+    expected = math.log(1e-30) + ((plan.g - cost[2]) / 1.0).log_softmax(0)
+    torch.testing.assert_close(plan.log_plan[2], expected, rtol=0, atol=1e-3)
+    rest = sinkhorn(cost[:2], 1.0, a=torch.tensor([0.25, 0.75]), tol=1e-4)
+    torch.testing.assert_close(plan.log_plan[:2].exp(), rest.log_plan.exp(), rtol=0, atol=2e-4)
 
 
 def test_the_cost_is_left_as_it_was():

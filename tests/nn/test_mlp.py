@@ -26,7 +26,7 @@ def _inputs(size, dim, kind, dtype=torch.float64):
 
 
 def test_every_public_network_is_under_contract():
-    assert {getattr(fm.nn, name) for name in fm.nn.__all__} == {MLP, TimeEmbedding}
+    assert {getattr(fm.nn, name) for name in fm.nn.__all__} == {MLP, TimeEmbedding, fm.nn.Pair}  # Pair: test_pair.py
 
 
 @EACH

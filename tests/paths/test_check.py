@@ -62,6 +62,10 @@ def test_own_samples_of_any_shape_may_be_given(shape):
             "position of .* is not finite at t = 0",
         ),
         (fm.FunctionPath(lambda t, x0, x1: (1 - t.sqrt()) * x0 + t.sqrt() * x1), "velocity of .* not finite at t = 0"),
+        (
+            fm.GaussianPath(lambda t, x1: t * x1, lambda t, x1: 1 - 2 * t + t**2 - 0.05 * t),
+            r"standard deviation of GaussianPath.* is -0.0\d+ at t = 0.8",
+        ),
         (WrongSign(), "velocity of .* is not the time derivative of its position: they differ by"),
         (WrongSomewhere(), "they differ by 0.06.* at t = 0.6"),
         (fm.FunctionPath(lambda t, x0, x1: (1 - t) * x0 + t.flatten() * x1), "depends on other rows|does not end"),

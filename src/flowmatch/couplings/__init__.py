@@ -8,7 +8,7 @@ from flowmatch.couplings.partial import PartialOT
 from flowmatch.couplings.plan import Plan
 from flowmatch.couplings.semidiscrete import SemiDiscrete
 from flowmatch.couplings.sinkhorn import Sinkhorn, sinkhorn
-from flowmatch.couplings.unbalanced import UnbalancedOT
+from flowmatch.couplings.unbalanced import UnbalancedOT, unbalanced_sinkhorn
 
 __all__ = [
     "ConditionAware",
@@ -21,4 +21,5 @@ __all__ = [
     "UnbalancedOT",
     "assign",
     "sinkhorn",
+    "unbalanced_sinkhorn",
 ]

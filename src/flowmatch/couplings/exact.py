@@ -32,7 +32,7 @@ __all__ = ["ExactOT"]
 class ExactOT:
     r"""Join two batches by the permutation of least total squared distance.
 
-    .. math:: \sigma = \arg\min_\sigma \sum_i |x_0^{(i)} - x_1^{(\sigma(i))}|^2
+    .. math:: \sigma = \operatorname{argmin}_\sigma \sum_i |x_0^{(i)} - x_1^{(\sigma(i))}|^2
 
     Every point of both batches is used once. Nothing is random, and the condition plays no part. Distances are taken on
     the device of ``x1``; the matrix is solved on the CPU by :func:`~flowmatch.couplings.assignment.assign`, which needs

@@ -3,7 +3,7 @@ r"""Semidiscrete optimal transport: from a source law to a finite data set, solv
 A coupling of mini-batches is biased: it is optimal between samples, not between the laws. Between a law with a density
 and ``N`` points the optimal map is known up to ``N`` numbers: there are potentials :math:`g_j` such that
 
-.. math:: x_0 \mapsto x_1^{(j)}, \qquad j = \arg\min_j \; |x_0 - x_1^{(j)}|^2 - g_j,
+.. math:: x_0 \mapsto x_1^{(j)}, \qquad j = \operatorname{argmin}_j \; |x_0 - x_1^{(j)}|^2 - g_j,
 
 with cells of mass ``1/N`` each. They maximise the concave dual
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from flowmatch.paths import AffinePath, ConditionalGaussianPath
-from flowmatch.tensors import check_event, expand_time, time_dtype
+from flowmatch.tensors import can_look, check_event, expand_time, time_dtype
 
-__all__ = ["Coefficients", "Form", "check_points", "check_rates", "look", "non_linearity", "singular"]
+__all__ = ["Coefficients", "Form", "check_points", "check_rates", "non_linearity", "singular"]
 
 
 class Coefficients(NamedTuple):
@@ -31,11 +31,6 @@ class Coefficients(NamedTuple):
     scale: Tensor
     shift: Tensor
     std: Tensor
-
-
-def look(value: Tensor) -> bool:
-    """Whether a tensor's values may steer the code: not while a transform of ``torch.func`` traces it."""
-    return bool(value.numel()) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def check_points(x: Tensor, event: torch.Size, device: torch.device) -> None:
@@ -48,9 +43,9 @@ def check_points(x: Tensor, event: torch.Size, device: torch.device) -> None:
 
 
 def check_rates(path: ConditionalGaussianPath, time: Tensor, *rates: Tensor) -> None:
-    """Raise unless the time derivatives of a path are finite; on the CPU only, where a look stalls no queue."""
+    """Raise unless the time derivatives of a path are finite, where one may look."""
     for rate in rates:
-        if rate.device.type == "cpu" and look(rate) and not bool(rate.isfinite().all()):
+        if can_look(rate) and not bool(rate.isfinite().all()):
             raise ValueError(
                 f"{path!r} moves at infinite speed at a time asked for, {_some(time)}: its velocity has no value "
                 "there; ask for times inside (0, 1), and let a schedule of your own declare its interval"
@@ -152,4 +147,4 @@ def _rows(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _some(time: Tensor) -> str:
-    return f"t = {time.detach().flatten()[:4].tolist()}" if look(time) else "t"
+    return f"t = {time.detach().flatten()[:4].tolist()}" if can_look(time) else "t"

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from flowmatch.fields.chunks import softmax_mean
-from flowmatch.fields.coefficients import Coefficients, Form, check_points, check_rates, look, non_linearity, singular
+from flowmatch.fields.coefficients import Coefficients, Form, check_points, check_rates, non_linearity, singular
 from flowmatch.paths import AffinePath, ConditionalGaussianPath
 from flowmatch.tensors import check_event, check_finite, check_time, expand_time, gaussian_log_prob, randn, time_dtype
 
@@ -188,7 +188,7 @@ class EmpiricalField:
     def _precision(self, time: Tensor, at: Coefficients, dtype: torch.dtype) -> tuple[torch.dtype, bool]:
         """The type in which the log-densities are computed, and whether by a matrix product."""
         widest = _widest(self.data)
-        if not look(at.std) or not look(at.scale):
+        if not _look(at.std) or not _look(at.scale):
             return widest, False
         ratio = (at.scale.abs() / at.std).max().item()
         if not bool((at.std > 0).all()):
@@ -227,7 +227,7 @@ class EmpiricalField:
             else:
                 law = self.path._mean_std(shaped, ends)
             mean, std = law
-            if look(std) and not bool((std > 0).all()):
+            if _look(std) and not bool((std > 0).all()):
                 raise singular(self.path, time)
             check_rates(self.path, time, *(rate or ()))
             log = gaussian_log_prob(points, mean, std).view(size, n)
@@ -242,6 +242,12 @@ def _velocity(points: Tensor, ends: Tensor, law: tuple[Tensor, Tensor], rate: tu
 
 def _score(points: Tensor, ends: Tensor, law: tuple[Tensor, Tensor], rate: None) -> Tensor:
     return (law[0] - points) / law[1] ** 2
+
+
+def _look(x: Tensor) -> bool:
+    """Whether values may be read: also on an accelerator, since one wait a call is little beside the call."""
+    traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return bool(x.numel()) and not traced
 
 
 def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,9 @@ r"""The laws of a path, checked on the path that a user wrote.
 3. **Velocity.** It is the time derivative of the position: here held against central differences of the position in
    float64, whose own error at step ``h`` is :math:`O(h^2)` from the formula and :math:`O(\epsilon / h)` from rounding.
 4. **Finite.** Position and velocity have no NaN and no infinity on the interval, its ends included.
-5. **Rows.** A sample's position depends on its own row alone. The mistake that breaks it is a time of shape ``(B,)``
+5. **Spread.** The standard deviation of a Gaussian path is positive inside ``(0, 1)``: where it is zero, no density and
+   no velocity at another point exist, and where it is negative it has passed through zero.
+6. **Rows.** A sample's position depends on its own row alone. The mistake that breaks it is a time of shape ``(B,)``
    that broadcasts along the event, which no shape betrays where ``B`` equals the last dimension.
 
 A formula that breaks one of the first two trains without complaint and samples another law than the data's.
@@ -19,7 +21,8 @@ import torch
 from torch import Tensor
 
 from flowmatch.paths.base import Path
-from flowmatch.tensors import randn
+from flowmatch.paths.gaussian import ConditionalGaussianPath
+from flowmatch.tensors import check_time, expand_time, randn
 
 __all__ = ["PathError", "PathReport", "check_path"]
 
@@ -117,6 +120,14 @@ def check_path(
                 raise PathError(
                     f"the {what} of {path!r} is not finite at t = {t:g}; make the formula finite there, or set "
                     "path.interval to where it is"
+                )
+    if isinstance(path, ConditionalGaussianPath):
+        for t in grid[1:-1]:
+            lowest = float(path._mean_std(expand_time(check_time(t, x1), x1), x1)[1].amin()) if x1.numel() else 1.0
+            if not lowest > 0:
+                raise PathError(
+                    f"the standard deviation of {path!r} is {lowest:.3g} at t = {t:g}; it has to be positive for all "
+                    "t inside (0, 1)"
                 )
     source = _rms(position(0.0) - path.source_std * x0) / (scale * max(1.0, path.source_std))
     if source > source_tol:
