@@ -85,6 +85,10 @@ def test_a_wrapper_around_the_user_s_own_network_names_it(tmp_path):
     with pytest.raises(InputError, match=r"Own' as the field.*give it with Flow.load\(folder, field=...\)"):
         fm.Flow.load(tmp_path)
     again = fm.Flow.load(tmp_path, field=fm.Predicts(Own(2, 2), path, "target"))
+    own_schedule = fm.AffinePath(Quadratic())
+    fm.Flow(fm.Predicts(random_mlp(2), own_schedule, "noise"), path, (2,)).save(tmp_path / "two")
+    with pytest.raises(InputError, match=r"Quadratic' as the schedule.*Flow.load\(folder, field=...\)"):
+        fm.Flow.load(tmp_path / "two")
     assert torch.equal(again.field.net.weight, own.weight)
 
 

@@ -200,19 +200,20 @@ def _arguments(value: Any) -> dict[str, Any] | None:
     return {name: _describe(part, NESTED[name]) if name in NESTED else part for name, part in arguments.items()}
 
 
-def _build(spec: Any, part: str, folder: FilePath) -> Any:
+def _build(spec: Any, part: str, folder: FilePath, slot: str | None = None) -> Any:
+    """Make a part from its description; ``slot`` is the part of the flow that it lies in."""
+    slot = slot or part
     if spec is None and part == "solver":
         return None
     name, arguments = (spec.get("class"), spec.get("arguments")) if isinstance(spec, dict) else (spec, None)
     kind = _public(part).get(name) if isinstance(name, str) else None
     if kind is None or not isinstance(arguments, dict):
-        slot = "path" if part == "schedule" else part
         raise InputError(
             f"{folder / DESCRIPTION} names {name!r} as the {part}, which flowmatch cannot build from the file; if it "
             f"is code of your own, make it and give it with Flow.load(folder, {slot}=...)"
         )
-    nested = [slot for slot in inspect.signature(kind).parameters if slot in NESTED]
-    arguments |= {slot: _build(arguments.get(slot), NESTED[slot], folder) for slot in nested}
+    nested = [argument for argument in inspect.signature(kind).parameters if argument in NESTED]
+    arguments |= {argument: _build(arguments.get(argument), NESTED[argument], folder, slot) for argument in nested}
     try:
         return kind(**arguments)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -103,12 +103,24 @@ def test_a_prediction_is_told_as_any_kind(kind, to):
     torch.testing.assert_close(found, _network(world, to)(t, x), rtol=1e-7, atol=1e-7)
 
 
+def test_the_mean_of_the_data_is_what_is_known_without_signal():
+    field = fm.Predicts(lambda t, x: x, fm.AffinePath(), "noise", torch.tensor([0.5, -1.0]))
+    assert torch.equal(field.predict(0.0, torch.ones(1, 2), to="target"), torch.tensor([[0.5, -1.0]]))
+
+
+def test_a_time_beyond_a_diffusion_s_interval_is_refused_for_a_velocity():
+    field = fm.Predicts(lambda t, x: x, fm.AffinePath(fm.VariancePreserving()), "velocity")
+    with pytest.raises(ValueError, match=r"t must lie in \[0.0, 0.99999\]"):
+        field(1.0, torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("t", [0.0, 0.6, 0.9995, 1.0])
 @EACH_KIND
-def test_the_divergence_of_an_mlp_stays_in_closed_form_and_equals_the_general_one(kind):
+def test_the_divergence_of_an_mlp_stays_in_closed_form_and_equals_the_general_one(kind, t):
     net, path = random_mlp(3), fm.AffinePath(fm.Cosine())
     field, x = fm.Predicts(net, path, kind), pair(7, 3)[0]
-    closed = fm.divergence(field, 0.6, x)
-    general = fm.divergence(lambda t, x: field(t, x), 0.6, x)
+    closed = fm.divergence(field, t, x)
+    general = fm.divergence(lambda t, x: field(t, x), t, x)
     torch.testing.assert_close(closed, general, rtol=1e-9, atol=1e-9)
     assert field.value_and_divergence is not None
 
@@ -160,3 +172,5 @@ def test_a_network_of_another_shape_is_named():
     field = fm.Predicts(lambda t, x: x[:, :1], fm.AffinePath(), "target")
     with pytest.raises(ValueError, match=r"network returned shape \(3, 1\) for x of shape \(3, 2\); a target has"):
         field(0.5, torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="network returned tuple for x"):
+        fm.Predicts(lambda t, x: (x, x), fm.AffinePath(), "target")(0.5, torch.zeros(3, 2))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import flowmatch as fm
-from tests.problems import pair, seeded, z_scores
+from tests.problems import pair, random_mlp, seeded, z_scores
 
 
 def _gaussian_bridge(a, b, sigma):
@@ -122,6 +122,35 @@ def test_a_small_network_learns_the_bridge():
     x, t = torch.linspace(-2, 2, 21)[:, None], torch.full((21,), 0.5)
     for found, truth in zip(model(t, x), exact(t, x), strict=True):
         assert (found - truth).abs().mean() < 0.2
+
+
+def test_the_loss_is_the_weighted_sum_of_the_two_errors_and_conditions_are_passed_on():
+    torch.manual_seed(0)
+    model = fm.nn.Pair(random_mlp(2, classes=3), random_mlp(2, seed=1, classes=3))
+    path, (x0, x1) = fm.BrownianBridge(0.7), pair(6, 2)
+    label = torch.tensor([0, 1, 2, 0, 1, 2])
+    objective = fm.ScoreAndFlow(path, weight=3.0)
+    draw = objective.draw(x1, x0, label, seeded(1))
+    mean, noise = model(draw.sample.t, draw.sample.x_t, label)
+    expected = (mean - (x1 - x0)).square().mean(1) + 3 * (noise - draw.sample.z).square().mean(1)
+    torch.testing.assert_close(objective.loss(model, draw).values, expected)
+
+
+@pytest.mark.parametrize("gamma", [None, lambda t: t * (1 - t)])
+def test_score_and_drift_are_refused_where_there_is_no_noise(gamma):
+    bridge, x = fm.Bridge(lambda t, x: (x, x), fm.InterpolantPath(gamma)), torch.ones(2, 1)
+    assert torch.isfinite(bridge(0.0, x)).all()
+    for t in (0.0, 1.0, torch.tensor([0.5, 1.0])):
+        for call in (bridge.score, lambda t, x: bridge.drift(t, x, scale=1.0)):
+            with pytest.raises(ValueError, match="has no noise at t = .*stay inside"):
+                call(t, x)
+
+
+def test_a_gamma_with_an_infinite_rate_gives_the_interval_of_the_bridge():
+    path = fm.InterpolantPath(lambda t: (2 * t * (1 - t)).sqrt())
+    assert path.interval == fm.BrownianBridge().interval == (1e-4, 1 - 1e-4)
+    with pytest.raises(ValueError, match="t must lie in"):
+        path.sample(0.0, *pair(2, 1))
 
 
 @pytest.mark.parametrize(

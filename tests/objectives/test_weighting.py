@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
 
 import flowmatch as fm
 from tests.problems import SCHEDULES, pair, seeded
@@ -64,13 +66,23 @@ def test_the_plain_loss_of_a_kind_is_the_one_it_implies(name, kind):
         (fm.PowerSNR(-0.5), lambda snr: snr**-0.5),
         (fm.MinSNR(2.0), lambda snr: snr.clamp(max=2.0)),
         (fm.MinSNR(2.0, soft=True), lambda snr: 2 * snr / (2 + snr)),
-        (fm.Sigmoid(0.7), lambda snr: snr / (1 + snr * math.exp(-0.7))),  # on the noise, whose error is SNR target's
     ],
 )
 def test_formulas_on_the_error_of_the_target(weighting, formula):
     path, t = fm.AffinePath(fm.Cosine()), torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     snr = (path.schedule.alpha(t) / path.schedule.sigma(t)) ** 2
     torch.testing.assert_close(weighting(torch.ones_like(t), path, t, "target"), formula(snr), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("schedule", [fm.Linear(), fm.Cosine(), fm.Polynomial(2.0), fm.VariancePreserving()])
+def test_the_logistic_weight_is_one_function_of_the_ratio_on_every_schedule(schedule):
+    """Weight of the noise error times dt, per unit of log-SNR."""
+    path, log_snr = fm.AffinePath(schedule), torch.tensor([-4.0, 0.0, 4.0], dtype=torch.float64)
+    t = schedule.inverse_log_snr(log_snr)
+    h = 1e-6
+    rate = (schedule.log_snr(t + h) - schedule.log_snr(t - h)) / (2 * h)
+    per_ratio = fm.Sigmoid(0.7)(torch.ones_like(t), path, t, "noise") / rate
+    torch.testing.assert_close(per_ratio, torch.sigmoid(0.7 - log_snr), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -173,6 +185,47 @@ def test_the_expected_loss_is_that_of_uniform_times_again():
 
     assert z(unbiased, uniform) < 4
     assert z(early, uniform) > 8
+
+
+def test_the_density_counts_on_the_interval_of_the_times():
+    """Times on a part of [0, 1]: the unbiased loss is the mean over that part."""
+    x1, model = pair(200_000, 1)[1], lambda t, x: t[:, None] * x.sin()
+    part = fm.FlowMatching(fm.AffinePath(), times=fm.Uniform(0.2, 0.7))(model, x1, generator=seeded(1)).values
+    law = fm.Power(2.0, low=0.2, high=0.7)
+    times = fm.FlowMatching(fm.AffinePath(), times=law, unbiased=True)(model, x1, generator=seeded(2)).values
+    spread = (part.var() / len(part) + times.var() / len(times)).sqrt()
+    assert abs(part.mean() - times.mean()) < 5 * spread
+
+
+def test_a_whole_data_draw_has_as_many_rows_as_asked_for():
+    class Any5:
+        whole_data = True
+
+        def __call__(self, x0, x1, cond=None, generator=None):
+            return torch.arange(len(x0)), torch.zeros(len(x0), dtype=torch.long)
+
+    sample, cond = fm.FlowMatching(fm.AffinePath(), Any5()).draw(pair(9, 2)[1], cond=torch.arange(9), size=5)
+    assert sample.x1.shape == (5, 2)
+    assert cond.tolist() == [0] * 5
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    kind=st.sampled_from(KINDS),
+    weighting=st.sampled_from([None, *WEIGHTINGS.values()]),
+)
+def test_losses_are_one_a_row_in_float32_at_least_whatever_the_shape(shape, dtype, kind, weighting):
+    objective = fm.FlowMatching(fm.AffinePath(), predicts=kind, weighting=weighting)
+    x1 = pair(*shape, dtype=dtype)[1]
+    loss = objective(lambda t, x: x.sin(), x1, generator=seeded())
+    assert loss.values.shape == loss.t.shape == (shape[0],)
+    assert loss.values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    draw = objective.draw(x1, generator=seeded())
+    for b in range(shape[0] if x1.numel() else 0):  # a row's loss does not know the others
+        alone = fm.Draw(fm.PathSample(*(part[b : b + 1] if part is not None else None for part in draw.sample)), None)
+        torch.testing.assert_close(objective.loss(lambda t, x: x.sin(), alone).values[0], loss.values[b])
 
 
 @pytest.mark.parametrize(

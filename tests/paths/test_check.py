@@ -86,6 +86,19 @@ def test_a_time_that_broadcasts_along_the_event_is_found():
         fm.check_path(path)
 
 
+def test_what_is_wrong_with_the_question_is_not_blamed_on_the_path():
+    path, (x0, x1) = fm.AffinePath(), pair(4, 2)
+    with pytest.raises(ValueError, match="times must be at least 3"):
+        fm.check_path(path, times=2)
+    x1[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="x1 has 1 entries that are NaN or infinite, the first in row 2"):
+        fm.check_path(path, x0, x1)
+
+
+def test_a_path_with_weights_is_checked_without_a_word():
+    assert fm.check_path(fm.AffinePath(fm.Learned(4))).velocity < 1e-6
+
+
 def test_a_path_error_is_a_value_error_and_a_class_is_no_path():
     assert issubclass(fm.PathError, ValueError)
     with pytest.raises(TypeError, match="path must be a flowmatch Path .* got function"):

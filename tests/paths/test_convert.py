@@ -84,6 +84,28 @@ def test_the_score_without_noise_is_refused_by_name(schedule, given_kind):
         fm.AffinePath(schedule).convert(x, torch.tensor([0.5, 1.0]), x, given_kind, "score")
 
 
+class Naive(fm.Schedule):
+    """A quarter turn as one writes it, whose noise at t = 1 is -4e-8 in float32 and 6e-17 in float64."""
+
+    def alpha(self, t):
+        return torch.sin(t * torch.pi / 2)
+
+    def sigma(self, t):
+        return torch.cos(t * torch.pi / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_end_that_is_zero_but_for_rounding_has_the_limit_too(dtype):
+    path, exact = fm.AffinePath(Naive()), fm.AffinePath(fm.Cosine())
+    x = torch.ones(2, 2, dtype=dtype)
+    for kind in ("velocity", "noise"):
+        found, expected = (p.convert(x + 0.01, 1.0, x, "target", kind) for p in (path, exact))
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="no noise left"):
+        path.convert(x, 1.0, x, "target", "score")
+    assert path.schedule.log_snr(torch.ones((), dtype=dtype)) > 30
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     name=st.sampled_from(sorted(SCHEDULES)),

@@ -45,7 +45,7 @@ class Whole:
         self.rows = rows
 
     def __call__(self, x0, x1, cond=None, generator=None):
-        assert len(x1) == self.rows
+        assert torch.equal(x1, points(self.rows))  # the very data set, in its order
         return torch.arange(len(x0)), torch.randint(self.rows, (len(x0),), generator=generator)
 
 
@@ -91,6 +91,9 @@ def test_a_draw_is_a_function_of_its_number():
         assert _same(draws(7), later)
     with Draws(objective(), DATA, 5, 10, seed=1) as other:
         assert not _same(other(7), later)
+    # The noise too, not the order of the rows alone: one row.
+    first, second = (Draws(objective(), TensorData(points(1)), 1, seed=seed)(0) for seed in (0, 1))
+    assert not torch.equal(first.sample.x0, second.sample.x0)
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
@@ -127,6 +130,45 @@ def test_a_coupling_of_the_whole_data_is_given_it():
         trainer(goal=objective(coupling=Whole(100)), holdout=TensorData(points(10)))
     with pytest.raises(InputError, match="takes no pool"):
         Draws(objective(coupling=Whole(60)), DATA, 5, 10)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_coupling_that_leaves_rows_out_is_shared_by_what_is_there(accumulate):
+    run = trainer(goal=objective(coupling=fm.PartialOT(0.5)), accumulate=accumulate, holdout=TensorData(points(30)))
+    assert run.fit().step == 20  # 6 of 12 rows, in parts of 6 or 3
+    odd = trainer(goal=objective(coupling=fm.PartialOT(0.25)), accumulate=2)
+    with pytest.raises(InputError, match="joined 3 of 12 rows, which 1 processes in 2 parts each cannot share"):
+        odd.fit()
+
+
+def test_a_path_with_weights_takes_a_pool():
+    schedule = fm.Learned(4)
+    goal = fm.FlowMatching(fm.AffinePath(schedule))
+    assert trainer(goal=goal, pool=24).fit().step == 20
+    assert schedule.weights.grad is None  # nobody trains it here
+
+
+def test_two_fields_train_in_half_precision():
+    pair_ = fm.nn.Pair(fm.nn.MLP(2, hidden=8, depth=1), fm.nn.MLP(2, hidden=8, depth=1))
+    goal = fm.ScoreAndFlow(fm.BrownianBridge(0.5))
+    assert trainer(model=pair_, goal=goal, precision="bf16").fit().step == 20
+
+
+def test_a_fit_ahead_that_was_stopped_goes_on_with_the_same_trainer(tmp_path: Path):
+    stop = Stop(10)
+    run = trainer(out=tmp_path, ahead=1, callbacks=[stop], checkpoint_every=5)
+    with pytest.raises(Stop.Crash):
+        run.fit()
+    stop.step = 1000
+    assert run.fit(resume=True).step == 20
+
+
+def test_held_out_losses_are_compared_without_the_learnt_weight():
+    goal = objective(weighting=fm.LearnedUncertainty(base=fm.Implied("noise")))
+    plain = goal.without_learnt()
+    assert plain.weighting == fm.Implied("noise")
+    assert goal.weighting is not plain.weighting
+    assert objective().without_learnt().weighting is None
 
 
 def test_a_learnt_weighting_is_trained_saved_and_resumed(tmp_path: Path):

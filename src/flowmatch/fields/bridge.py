@@ -22,10 +22,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flowmatch.paths import InterpolantPath
-from flowmatch.tensors import check_event, check_time, expand_time
+from flowmatch.tensors import can_look, check_event, check_time, expand_time
 
 __all__ = ["Bridge"]
 
@@ -40,7 +41,8 @@ class Bridge(nn.Module):
 
     Raises:
         TypeError: ``model`` cannot be called or ``path`` is no :class:`~flowmatch.InterpolantPath`.
-        ValueError: on use, a time outside the interval where the path is regular.
+        ValueError: on use, a time outside the interval where the path is regular, or a score or drift asked for where
+            the path has no noise.
 
     Source:
         Tong et al. 2024, Algorithm 1.
@@ -69,6 +71,7 @@ class Bridge(nn.Module):
     def score(self, t: Tensor | float, x: Tensor, *cond: Any) -> Tensor:
         """Gradient of the log-density of the marginal, ``(B, *event)``."""
         _, noise, gamma, _ = self._parts(t, x, *cond)
+        self._refuse_end(gamma, t)
         return (-noise / gamma).to(x.dtype)
 
     def drift(self, t: Tensor | float, x: Tensor, *cond: Any, scale: float, backward: bool = False) -> Tensor:
@@ -84,8 +87,17 @@ class Bridge(nn.Module):
             backward: the drift of the process run from the data to the source, with the minus sign.
         """
         mean, noise, gamma, gamma_dot = self._parts(t, x, *cond)
+        self._refuse_end(gamma, t)
         sign = 0.5 if backward else -0.5
         return (mean + (gamma_dot + sign * scale**2 / gamma) * noise).to(x.dtype)
+
+    def _refuse_end(self, gamma: Tensor, t: Tensor | float) -> None:
+        if can_look(gamma) and not bool((gamma > 0).all()):
+            when = t if isinstance(t, float) else torch.as_tensor(t).flatten()[:4].tolist()
+            raise ValueError(
+                f"{self.path!r} has no noise at t = {when}: the score there is that of the source or the data, which "
+                "the model does not know; stay inside, for instance within [1e-3, 1 - 1e-3]"
+            )
 
     def _parts(self, t: Tensor | float, x: Tensor, *cond: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         check_event(x)

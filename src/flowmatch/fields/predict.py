@@ -12,8 +12,9 @@ What the change costs is accuracy at one end. Near the data a target is divided 
 noise is divided by :math:`\alpha_t`: there an error ``e`` of the network grows to :math:`e / \sigma_t` in the velocity,
 and at the very end a trained network disagrees with the limit that an exact one has. A solver that controls its error
 would stall there. So within a margin ``m`` of such an end the field is that of the margin's edge,
-:math:`v(t, x) = v(1 - m, x)`. For an exact network this moves a sample by :math:`O(m^2)`, and it keeps an error of the
-network at ``e``, for :math:`m \cdot e / m = e`. A velocity network has no such end.
+:math:`v(t, x) = v(1 - m, x)`. For an exact network of smooth data this moves a sample by :math:`O(m^2)`, of data on
+points or a surface by :math:`O(m)`; and it keeps an error of the network at ``e``, for :math:`m \cdot e / m = e`. A
+velocity network has no such end.
 
 Source: Lipman et al., Flow Matching Guide and Code, 2024, section 4.8.1, https://arxiv.org/abs/2412.06264; Salimans and
 Ho, Progressive Distillation for Fast Sampling of Diffusion Models, 2022, section 4, https://arxiv.org/abs/2202.00512.
@@ -93,7 +94,7 @@ class Predicts(nn.Module):
             high = min(high, 1 - margin)
         if kind in ("noise", "score") and path.schedule.alpha(edges)[0] < _FAINT:
             low = max(low, margin)
-        self._regular = low, high
+        self._inner = low, high
 
     def forward(self, t: Tensor | float, x: Tensor, *cond: Any) -> Tensor:
         """Velocity ``(B, *event)`` at times ``()`` or ``(B,)``."""
@@ -121,15 +122,17 @@ class Predicts(nn.Module):
 
     def _inside(self, t: Tensor | float, x: Tensor) -> Tensor:
         """Times ``(B,)``, put back to the edge of a singular end."""
-        return check_time(t, x).expand(x.shape[:1]).clamp(*self._regular)
+        # Beyond the interval of the path itself a velocity is refused, as the path refuses it.
+        time = self.path._regular(t, x) if self.kind == "velocity" else check_time(t, x)
+        return time.expand(x.shape[:1]).clamp(*self._inner)
 
     def _predict(self, t: Tensor | float, x: Tensor, *cond: Any) -> Tensor:
         check_event(x)
         value: Tensor = self.net(check_time(t, x).expand(x.shape[:1]), x, *cond)
-        if value.shape != x.shape:
+        if not isinstance(value, Tensor) or value.shape != x.shape:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"the network returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; "
-                f"a {self.kind} has the shape of x"
+                f"the network returned {found} for x of shape {tuple(x.shape)}; a {self.kind} has the shape of x"
             )
         return value
 

@@ -53,7 +53,8 @@ class Rescheduled(nn.Module):
     r"""The velocity field on a new affine path, of a field that was trained on another.
 
     Sampling may then use the schedule that suits the solver, at no training; accurate on all of ``[0, 1]``, ends
-    included, for every pair of schedules.
+    included. Exact where the old path covers the new one's ratios. An old path that ends with noise knows the data
+    only as blurred by it: carried on to a path that ends with less, the error is of second order in that noise.
 
     Args:
         field: velocity field of the old path.
@@ -116,7 +117,7 @@ class Rescheduled(nn.Module):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         fit = _Fit(wide)
         point, time, mean = wide / fit(scale), old.to(wide.dtype), torch.zeros_like(wide)
-        if not can_look(early) or bool(early.any()):
+        if self._rho and (not can_look(early) or bool(early.any())):
             for _ in range(2):
                 mean, _ = self._means(time, fit(alpha_old) * mean, *cond)
             point = point + fit(torch.where(early, alpha_old - sigma_old * rho, torch.zeros_like(rho))) * mean

@@ -36,5 +36,5 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        phase = t[:, None] * self.frequencies.to(t.dtype)
+        phase = t[:, None] * self.frequencies.to(t)
         return torch.cat([phase.cos(), phase.sin()], dim=1)

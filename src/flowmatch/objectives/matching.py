@@ -27,6 +27,7 @@ https://arxiv.org/abs/2210.02747.
 
 from __future__ import annotations
 
+import copy
 from typing import cast, get_args
 
 import torch
@@ -189,6 +190,14 @@ class FlowMatching:
     def parameters(self) -> list[nn.Parameter]:
         """Weights of the objective's own, of a learnt weighting, to be trained with the model's."""
         return list(self.weighting.parameters()) if isinstance(self.weighting, nn.Module) else []
+
+    def without_learnt(self) -> FlowMatching:
+        """The same objective without a weight that is learnt along, for losses that are compared over a training."""
+        if not isinstance(self.weighting, nn.Module):
+            return self
+        plain = copy.copy(self)
+        plain.weighting = getattr(self.weighting, "base", None)
+        return plain
 
     def _residual(self, value: Tensor, sample: PathSample, wide: torch.dtype) -> Tensor:
         if self.predicts == "velocity":

@@ -171,11 +171,13 @@ class MinSNR(Weighting):
 
 @dataclass(frozen=True)
 class Sigmoid(Weighting):
-    r"""A logistic function of the log signal-to-noise ratio, on the error of the noise.
+    r"""A logistic function of the log signal-to-noise ratio, on the error of the noise per unit of that ratio.
 
-    .. math:: w = \frac{1}{1 + e^{\lambda - b}}, \qquad \lambda = \log \mathrm{SNR}
+    .. math:: w = \frac{\dot\lambda_t}{1 + e^{\lambda_t - b}}, \qquad \lambda = \log \mathrm{SNR}, \qquad
+        \dot\lambda = 2 \Big( \frac{\dot\alpha}{\alpha} - \frac{\dot\sigma}{\sigma} \Big)
 
-    It keeps the noisy times, where the broad shape is decided, and lets go of the nearly clean ones.
+    The factor :math:`\dot\lambda` makes it the same integral over :math:`\lambda` on every schedule. It keeps the noisy
+    times, where the broad shape is decided, and lets go of the nearly clean ones.
 
     Args:
         bias: the ``b`` above, the ratio at which the weight is one half.
@@ -184,7 +186,7 @@ class Sigmoid(Weighting):
         ValueError: ``bias`` is not finite.
 
     Source:
-        Kingma and Gao 2023, section 5; Hoogeboom et al., Simpler Diffusion, 2024, https://arxiv.org/abs/2410.19324.
+        Kingma and Gao 2023, section 2 for the form; Hoogeboom et al., Simpler Diffusion, 2024, https://arxiv.org/abs/2410.19324.
     """
 
     bias: float = 2.0
@@ -195,7 +197,9 @@ class Sigmoid(Weighting):
             raise ValueError(f"bias must be a finite number, got {self.bias}")
 
     def weight(self, path: AffinePath, t: Tensor) -> Tensor:
-        return torch.sigmoid(self.bias - path.schedule.log_snr(t))
+        schedule = path.schedule
+        rate = 2 * (schedule.alpha_dot(t) / schedule.alpha(t) - schedule.sigma_dot(t) / schedule.sigma(t))
+        return rate * torch.sigmoid(self.bias - schedule.log_snr(t))
 
 
 class LearnedUncertainty(Weighting, nn.Module):

@@ -142,26 +142,28 @@ class AffinePath(ConditionalGaussianPath):
         schedule = self.schedule
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         zero, one = torch.zeros_like(t), torch.ones_like(t)
+        nothing = 4 * torch.finfo(t.dtype).eps  # cos(pi / 2) is not 0 but a rounding
+        silent, clear = alpha.abs() <= nothing, sigma.abs() <= nothing
         if "velocity" in (given, to):
             alpha_dot, sigma_dot = schedule.alpha_dot(t), schedule.sigma_dot(t)
         else:
             alpha_dot = sigma_dot = zero
         if given == "velocity":
             rate = alpha * sigma_dot - alpha_dot * sigma
-            blind = rate == 0
+            blind = rate.abs() <= nothing
             target = sigma_dot / rate, -sigma / rate, zero
             noise = -alpha_dot / rate, alpha / rate, zero
         elif given == "target":
-            blind = sigma == 0
+            blind = clear
             target = zero, one, zero
             noise = 1 / sigma, -alpha / sigma, zero
         else:
-            blind = alpha == 0
+            blind = silent
             scale = -sigma if given == "score" else one
             target = 1 / alpha, -sigma * scale / alpha, zero
             noise = zero, scale, zero
         # The limits of the two means where the value says nothing beyond x.
-        empty, clean = blind & (alpha == 0), blind & (alpha != 0)
+        empty, clean = blind & silent, blind & ~silent
         limits = zip(target, (1 / alpha, zero, zero), (zero, zero, one), strict=True)
         target = cast(_Form, tuple(torch.where(empty, e, torch.where(clean, c, f)) for f, c, e in limits))
         limits = zip(noise, (zero, zero, zero), (1 / sigma, zero, zero), strict=True)
@@ -172,7 +174,7 @@ class AffinePath(ConditionalGaussianPath):
             return noise
         if to == "velocity":
             return cast(_Form, tuple(alpha_dot * a + sigma_dot * s for a, s in zip(target, noise, strict=True)))
-        if can_look(sigma) and bool((sigma == 0).any()):
+        if can_look(sigma) and bool(clear.any()):
             raise ValueError(
                 f"the score is asked for where {self!r} has no noise left (sigma = 0): there it is the data's own, "
                 f"which the {given} does not tell; use a time below 1, or sigma_min > 0"

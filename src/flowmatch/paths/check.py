@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flowmatch.paths.base import Path
 from flowmatch.paths.gaussian import ConditionalGaussianPath
-from flowmatch.tensors import check_time, expand_time, randn
+from flowmatch.tensors import check_finite, check_pair, check_time, expand_time, randn
 
 __all__ = ["PathError", "PathReport", "check_path"]
 
@@ -52,6 +52,7 @@ class PathReport:
     rows: float
 
 
+@torch.no_grad()
 def check_path(
     path: Path,
     x0: Tensor | None = None,
@@ -81,6 +82,7 @@ def check_path(
 
     Raises:
         TypeError: ``path`` is no :class:`~flowmatch.Path`.
+        ValueError: fewer than 3 ``times``, or samples that are not finite or do not fit.
         PathError: a law is broken; the message names the law, the worst time, the error and the usual cause.
 
     Source:
@@ -97,6 +99,8 @@ def check_path(
     """
     if not isinstance(path, Path):
         raise TypeError(f"path must be a flowmatch Path such as fm.FunctionPath(phi), got {type(path).__name__}")
+    if times < 3:
+        raise ValueError(f"times must be at least 3, for one inside the interval, got {times}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     like = x1 if x1 is not None else x0
     shape = (8, 8) if like is None else tuple(like.shape)
@@ -104,6 +108,10 @@ def check_path(
         randn(shape, generator, dtype=torch.float64) + shift if given is None else given.detach().double()
         for given, shift in ((x0, 0.0), (x1, 0.5))
     )
+    check_pair(x0, x1)
+    for name, given in (("x0", x0), ("x1", x1)):
+        if len(given):
+            check_finite(given, name)
     z = randn(shape, generator, x1.device, torch.float64)
     low, high = path.interval
     grid = torch.linspace(low, high, times, dtype=torch.float64).tolist()

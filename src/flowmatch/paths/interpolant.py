@@ -39,6 +39,8 @@ from flowmatch.tensors import with_rate
 
 __all__ = ["BrownianBridge", "InterpolantPath"]
 
+_MARGIN = 1e-4  # of the interval, at an end where the rate of gamma is infinite
+
 
 class InterpolantPath(Path):
     r"""Affine path with noise of its own that vanishes at both ends.
@@ -48,7 +50,8 @@ class InterpolantPath(Path):
 
     Args:
         gamma: function ``t -> gamma_t`` of torch operations, zero at both ends and positive inside; its rate is
-            derived. By default :math:`\sin^2(\pi t) / 4`, whose rate is zero at both ends.
+            derived. By default :math:`\sin^2(\pi t) / 4`, whose rate is zero at both ends. Where its rate is infinite
+            at an end, the interval stops 1e-4 before both.
         schedule: the functions ``alpha`` and ``sigma``; by default straight lines.
 
     Raises:
@@ -82,6 +85,10 @@ class InterpolantPath(Path):
                 f"gamma must be 0 at t = 0 and t = 1 and positive inside, got {start:g}, {end:g} and, at 0.5, "
                 f"{middle:g}; noise that stays at an end belongs to the source or to sigma_min"
             )
+        rates = with_rate(self.gamma, torch.tensor([0.0, 1.0], dtype=torch.float64))[1]
+        if not bool(torch.isfinite(rates).all()):  # as for the root of t (1 - t)
+            low, high = self.interval
+            self.interval = max(low, _MARGIN), min(high, 1 - _MARGIN)
 
     def _noise(self, t: Tensor) -> Tensor:
         return self.gamma(t)
@@ -134,7 +141,6 @@ class BrownianBridge(InterpolantPath):
             raise ValueError(f"sigma must be a positive number, got {sigma}; without noise it is fm.AffinePath()")
         self.sigma = sigma
         super().__init__(self._bridge, Linear())
-        self.interval = (1e-4, 1 - 1e-4)
 
     def _bridge(self, t: Tensor) -> Tensor:
         return self.sigma * (t * (1 - t)).sqrt()

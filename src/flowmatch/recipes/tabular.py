@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowmatch.couplings import ConditionAware, ExactOT, Independent, Sinkhorn
+from flowmatch.errors import InputError
 from flowmatch.fields import Predicts
 from flowmatch.flow import Flow
 from flowmatch.nn import MLP
@@ -102,8 +103,14 @@ def make_path(config: FlowConfig) -> AffinePath:
     return AffinePath(schedules[config.path])
 
 
-def make_objective(config: FlowConfig, conditional: bool = False) -> FlowMatching:
-    """The objective that a config names; pairs are made within a condition if the data is ``conditional``."""
+def make_objective(config: FlowConfig, classes: int = 0, cond_dim: int = 0) -> FlowMatching:
+    """The objective that a config names; with a condition, pairs are made within or near it.
+
+    Raises:
+        InputError: entropic pairs with a numeric condition, for which there is no plan that keeps the source's law.
+    """
+    if cond_dim and config.coupling == "sinkhorn":
+        raise InputError("coupling sinkhorn does not go with a numeric condition; use coupling ot or independent")
     path = make_path(config)
     low, high = path.interval
     laws = {"uniform": Uniform, "stratified": Stratified, "logit-normal": LogitNormal, "mode": Mode}
@@ -112,7 +119,7 @@ def make_objective(config: FlowConfig, conditional: bool = False) -> FlowMatchin
         times = Stratified(low, high, base=times)
     couplings: dict[str, Coupling] = {"independent": Independent(), "ot": ExactOT(), "sinkhorn": Sinkhorn()}
     coupling = couplings[config.coupling]
-    if conditional and config.coupling != "independent":
+    if (classes or cond_dim) and config.coupling != "independent":
         # Plain transport would give each label a part of the source of its own.
         coupling = ConditionAware(coupling)
     return FlowMatching(path, coupling, times, predicts=config.predicts)
@@ -165,7 +172,7 @@ def fit_flow(
     hints_flow, hints_train = suggest(len(data), dim)
     flow = FlowConfig(**hints_flow) if flow is None else flow
     train = TrainConfig(**hints_train) if train is None else train
-    objective = make_objective(flow, conditional=bool(classes or cond_dim))
+    objective = make_objective(flow, classes, cond_dim)
     path = make_path(flow)
     model = make_model(flow, dim, classes, cond_dim, train.seed)
     trainer = Trainer(model, objective, data, config=train, holdout=holdout, out=out, callbacks=callbacks)

@@ -77,7 +77,8 @@ class Schedule(ABC):
         Source:
             Kingma et al. 2021, Eq. 3, https://arxiv.org/abs/2107.00630.
         """
-        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+        # A rounding below zero at an end is zero.
+        return 2 * (self.alpha(t).clamp(min=0).log() - self.sigma(t).clamp(min=0).log())
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         """Time at which :meth:`log_snr` has a value; the nearer end of ``interval`` where it never has it.

@@ -130,8 +130,9 @@ class Polynomial(Schedule):
         return t**self.power
 
     def sigma(self, t: Tensor) -> Tensor:
-        # Not 1 - t^n: near t = 1 that keeps the digits of 1 and not those of the difference.
-        return 0.0 - torch.expm1(self.power * t.log())
+        # Near t = 1 the difference 1 - t^n keeps the digits of 1 and not its own; near 0 the logarithm has no rate.
+        near = 0.0 - torch.expm1(self.power * t.clamp(min=0.25).log())
+        return torch.where(t < 0.5, 1 - t**self.power, near)
 
     def alpha_dot(self, t: Tensor) -> Tensor:
         return self.power * t ** (self.power - 1)

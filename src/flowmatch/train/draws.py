@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from flowmatch.errors import InputError
 from flowmatch.train.data import Batches, Data, mix
+from flowmatch.train.heldout import rows_in
 from flowmatch.typing import Cond
 
 __all__ = ["Draws"]
@@ -73,7 +74,7 @@ class Draws:
             raise InputError("a coupling of the whole data set is joined anew for every row, so it takes no pool")
         self._kept: tuple[int, Any] = (-1, None)
         self._coming: dict[int, Future[Any]] = {}
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="flowmatch-draws") if ahead else None
+        self._worker: ThreadPoolExecutor | None = None
 
     def __call__(self, step: int) -> Any:
         """The draw of ``step``, counted from 0: a tree of ``(batch_size, ...)`` tensors."""
@@ -89,6 +90,7 @@ class Draws:
         """End the worker thread; what it had not begun is dropped."""
         if self._worker is not None:
             self._worker.shutdown(wait=True, cancel_futures=True)
+            self._worker = None
         self._coming.clear()
 
     def __enter__(self) -> Draws:
@@ -100,9 +102,11 @@ class Draws:
     def _of(self, number: int) -> Any:
         """The pool of a number, kept until the next one is asked for."""
         if self._kept[0] != number:
-            if self._worker is None:
+            if not self.ahead:
                 self._kept = number, self._join(number)
             else:
+                if self._worker is None:
+                    self._worker = ThreadPoolExecutor(1, thread_name_prefix="flowmatch-draws")
                 for later in range(number, number + self.ahead + 1):
                     if later not in self._coming:
                         self._coming[later] = self._worker.submit(self._join, later)
@@ -110,6 +114,7 @@ class Draws:
                 self._coming = {later: job for later, job in self._coming.items() if later > number}
         return self._kept[1]
 
+    @torch.no_grad()  # a path may have weights, whose graph must not join the batches of a pool
     def _join(self, number: int) -> Any:
         """Take the rows of a pool and spend its randomness; run by one thread at a time."""
         # A generator of its own: two threads may not share one.
@@ -119,7 +124,7 @@ class Draws:
             return self.objective.draw(x1, cond=cond, generator=generator, size=self.batch_size)
         x1, cond = self.data.take(self._batches(number), generator)
         draw = self.objective.draw(x1, cond=cond, generator=generator)
-        rows = next((len(leaf) for leaf in pytree.tree_leaves(draw) if _is_tensor(leaf)), self.pool)
+        rows = rows_in(draw)
         if self.pool != self.batch_size and rows != self.pool:
             raise InputError(
                 f"the coupling joined {rows} of the {self.pool} rows of a pool, which then cannot be shared out in "

@@ -21,7 +21,7 @@ from flowmatch.typing import Cond, Field
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["HeldOut", "Objective", "rows_of"]
+__all__ = ["HeldOut", "Objective", "rows_in", "rows_of"]
 
 _DRAWS = 4  # draws of (t, x0) a row
 _ROWS = 4096  # rows beyond these cost time and change the third digit only
@@ -62,7 +62,9 @@ class HeldOut:
     def __init__(self, objective: Objective, data: Data, config: TrainConfig, accelerator: Accelerator) -> None:
         if len(data) < 1:
             raise InputError("the held-out data has no rows; give at least one, or none at all with holdout=None")
-        self.objective, self.data, self.seed, self.accelerator = objective, data, config.seed, accelerator
+        # A weight that is learnt along changes the loss without the model: held-out losses are compared without it.
+        self.objective: Objective = getattr(objective, "without_learnt", lambda: objective)()
+        self.data, self.seed, self.accelerator = data, config.seed, accelerator
         rows = Batches(len(data), min(len(data), _ROWS), config.seed)(0)
         # A batch has the size of training's, because a coupling's loss depends on it.
         self._chunks = list(rows.split(config.batch_size))
@@ -80,12 +82,18 @@ class HeldOut:
                 self._generator.manual_seed(mix(self.seed, _PURPOSE, number, place))
                 x1, cond = self.data.take(index, self._generator)
                 draw = self.objective.draw(x1, cond=cond, generator=self._generator)
-                rows += len(index)
-                first, last = rank * len(index) // world, (rank + 1) * len(index) // world
+                size = rows_in(draw)  # fewer than were taken, if the coupling leaves some out
+                rows += size
+                first, last = rank * size // world, (rank + 1) * size // world
                 if first < last:
                     loss = self.objective.loss(field, rows_of(draw, first, last, device))
                     total += loss.mean() * (last - first)
         return float(self.accelerator.reduce(total, "sum")) / rows
+
+
+def rows_in(draw: Any) -> int:
+    """Number of rows of a draw."""
+    return next((len(leaf) for leaf in pytree.tree_leaves(draw) if isinstance(leaf, Tensor)), 0)
 
 
 def rows_of(draw: Any, first: int, last: int, device: torch.device) -> Any:

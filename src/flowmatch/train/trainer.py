@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from flowmatch.errors import InputError
 from flowmatch.train.checkpoint import Checkpoint, check_fit
@@ -43,7 +44,7 @@ from flowmatch.train.config import TrainConfig
 from flowmatch.train.data import Data
 from flowmatch.train.draws import Draws
 from flowmatch.train.ema import Ema
-from flowmatch.train.heldout import HeldOut, Objective, rows_of
+from flowmatch.train.heldout import HeldOut, Objective, rows_in, rows_of
 from flowmatch.train.log import Callback
 from flowmatch.train.lowest import Lowest
 from flowmatch.train.meter import Meter
@@ -125,7 +126,7 @@ class Trainer:
         own = list(getattr(objective, "parameters", list)())
         self._own = {f"objective.{number}": weight for number, weight in enumerate(own)}
         for weight in own:
-            weight.data = weight.data.to(self.accelerator.device)
+            weight.data = _from_the_first(self.accelerator, weight.data.to(self.accelerator.device))
         self._names, self._weights = [*trained, *self._own], [*trained.values(), *own]
         self.optimizer = _adamw(self._weights, config)
         # After the preparation, which gives every process the weights of the first.
@@ -187,9 +188,15 @@ class Trainer:
         """Parts of this process's share of the batch of ``step``; their randomness is spent."""
         config, accelerator = self.config, self.accelerator
         draw = self._draws(step)
-        size = config.batch_size // (accelerator.num_processes * config.accumulate)
-        if size == config.batch_size and accelerator.device.type == "cpu":
+        parts = accelerator.num_processes * config.accumulate
+        if parts == 1 and accelerator.device.type == "cpu":
             return [draw]
+        size, left = divmod(rows_in(draw), parts)
+        if left:
+            raise InputError(
+                f"the coupling joined {rows_in(draw)} of {config.batch_size} rows, which {accelerator.num_processes} "
+                f"processes in {config.accumulate} parts each cannot share; use a coupling of all rows, or one part"
+            )
         first = accelerator.process_index * config.accumulate * size
         starts = range(first, first + config.accumulate * size, size)
         return [rows_of(draw, start, start + size, accelerator.device) for start in starts]
@@ -206,10 +213,10 @@ class Trainer:
             return model
         device = self.accelerator.device.type
 
-        def field(t: Tensor, x: Tensor, *cond: Any) -> Tensor:
+        def field(t: Tensor, x: Tensor, *cond: Any) -> Any:
             with torch.autocast(device, dtype=torch.bfloat16):
-                velocity: Tensor = model(t, x, *cond)
-            return velocity.to(x.dtype)
+                result = model(t, x, *cond)
+            return pytree.tree_map(lambda value: value.to(x.dtype), result)  # a pair of fields, for some objectives
 
         return field
 
@@ -335,6 +342,14 @@ def _accelerator(config: TrainConfig) -> Accelerator:
             f"{config.accumulate} parts each; give a multiple of {parts}"
         )
     return accelerator
+
+
+def _from_the_first(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """The tensor that the first process has, in every process."""
+    from accelerate.utils import broadcast
+
+    shared: Tensor = broadcast(tensor) if accelerator.num_processes > 1 else tensor
+    return shared
 
 
 def _can_join() -> bool:
