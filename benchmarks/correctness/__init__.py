@@ -26,18 +26,20 @@ PEERS = {"flowmatch": "flowmatch", "flow_matching": "flow_matching", "TorchCFM":
 ALSO = ("torch", "torchdiffeq", "pot", "numpy")
 
 INTRODUCTION = """\
+---
+hide: [toc]
+---
+
 # Correctness
 
 Where the right answer is known in closed form, a library either has it or not. This page asks flowmatch and its peers
 the same questions: exact Gaussian and mixture worlds, both ends of time, every shape and type, couplings, solvers,
 likelihoods. Each library gets the call that its documentation gives, written out below the table. A case that a library
-does not offer is no failure. Bold is a wrong answer: a number beyond the bound, an exception on a question that has an
-answer, or silence on one that has none.
+does not offer is a dash, and no failure. Bold is a wrong answer: a number beyond the bound, an exception on a question
+that has an answer, or silence on one that has none.
 
-The numbers of the first column are those of the twelve families of tests. The ninth, a resumed run that ends as the
+The number before a case is that of its family of tests. The ninth, a resumed run that ends as the
 uninterrupted one does, is offered by no peer as a call of its library; for flowmatch it is held by its own tests.
-Where flowmatch itself does not offer a case yet, the row says so.
-
 Made by `python -m benchmarks.correctness --write docs/correctness.md`, in an environment with `benchmarks/peers.txt`.
 """
 
@@ -57,7 +59,8 @@ def versions() -> str:
 
 def page(answers: dict[tuple[str, str], Answer], asked: list[Case]) -> str:
     """The page of the documentation."""
-    lines = [INTRODUCTION, f"Versions: {versions()}.", "", summary(answers), "", render(answers, asked), "", "## Calls"]
+    lines = [INTRODUCTION, f"Versions: {versions()}.", "", summary(answers), ""]
+    lines += ['<div class="dense" markdown>', "", render(answers, asked), "", "</div>", "", "## Calls"]
     for case in asked:
         lines += ["", f"**{case.oracle}. {case.name}**", ""]
         lines += [f"* {name}: `{case.calls[name].written}`" for name in LIBRARIES if name in case.calls]

@@ -81,19 +81,17 @@ def ask(case: Case, library: str) -> Answer:
 
 
 def render(answers: dict[tuple[str, str], Answer], cases: list[Case]) -> str:
-    """The table in Markdown; a wrong answer is bold."""
-    lines = [
-        "| oracle | case | measure | bound | " + " | ".join(LIBRARIES) + " |",
-        "| --- " * (4 + len(LIBRARIES)) + "|",
-    ]
+    """The table in Markdown; a wrong answer is bold, one that is not offered a dash."""
+    lines = ["| case, and what is measured | bound | " + " | ".join(LIBRARIES) + " |"]
+    lines.append("| --- " * (2 + len(LIBRARIES)) + "|")
     for case in cases:
         cells = []
         for library in LIBRARIES:
             text, right = answers[case.name, library]
-            text = text.replace("|", "\\|")
+            text = "-" if right is None else text.replace("|", "\\|")
             cells.append(f"**{text}**" if right is False else text)
         bound = f"{case.bound:.2g}" if case.bound else "-"
-        lines.append(f"| {case.oracle} | {case.name} | {case.measure} | {bound} | " + " | ".join(cells) + " |")
+        lines.append(f"| {case.oracle}. {case.name}: {case.measure} | {bound} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
