@@ -23,7 +23,7 @@ from flowmatch.errors import InputError
 from flowmatch.fields import Predicts
 from flowmatch.flow import Flow
 from flowmatch.nn import MLP
-from flowmatch.objectives import FlowMatching
+from flowmatch.objectives import FlowMatching, MinSNR
 from flowmatch.paths import AffinePath
 from flowmatch.schedules import (
     Cosine,
@@ -122,7 +122,9 @@ def make_objective(config: FlowConfig, classes: int = 0, cond_dim: int = 0) -> F
     if (classes or cond_dim) and config.coupling != "independent":
         # Plain transport would give each label a part of the source of its own.
         coupling = ConditionAware(coupling)
-    return FlowMatching(path, coupling, times, predicts=config.predicts)
+    # The plain error of a target hardly counts near the data, where its slope decides the likelihood.
+    weighting = MinSNR() if config.predicts == "target" else None
+    return FlowMatching(path, coupling, times, predicts=config.predicts, weighting=weighting)
 
 
 def make_model(config: FlowConfig, dim: int, classes: int = 0, cond_dim: int = 0, seed: int = 0) -> MLP:

@@ -14,7 +14,8 @@ from flowmatch.train.data import Data, TensorData
 from flowmatch.train.draws import Draws
 from flowmatch.train.ema import Ema
 from flowmatch.train.log import Callback, JsonLines, TensorBoard
-from flowmatch.train.trainer import Trainer, TrainResult, join_processes
+from flowmatch.train.processes import join_processes
+from flowmatch.train.trainer import Trainer, TrainResult
 
 __all__ = [
     "Callback",

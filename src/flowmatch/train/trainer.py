@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,14 +47,15 @@ from flowmatch.train.heldout import HeldOut, Objective, rows_in, rows_of
 from flowmatch.train.log import Callback
 from flowmatch.train.lowest import Lowest
 from flowmatch.train.meter import Meter
+from flowmatch.train.processes import from_the_first, make_accelerator
 from flowmatch.train.record import Record
 from flowmatch.train.state import load_optimizer, load_rng, model_tensors, optimizer_tensors, rng_tensors
 from flowmatch.typing import Field
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    pass
 
-__all__ = ["TrainResult", "Trainer", "join_processes"]
+__all__ = ["TrainResult", "Trainer"]
 
 
 class TrainResult(NamedTuple):
@@ -116,7 +116,7 @@ class Trainer:
     ) -> None:
         self.objective, self.data = objective, data
         self.config = config = TrainConfig() if config is None else config
-        self.accelerator = _accelerator(config)
+        self.accelerator = make_accelerator(config)
         self.module = model.to(self.accelerator.device)
         self.model: nn.Module = self.accelerator.prepare(self.module)
         trained = {name: weight for name, weight in self.module.named_parameters() if weight.requires_grad}
@@ -126,7 +126,7 @@ class Trainer:
         own = list(getattr(objective, "parameters", list)())
         self._own = {f"objective.{number}": weight for number, weight in enumerate(own)}
         for weight in own:
-            weight.data = _from_the_first(self.accelerator, weight.data.to(self.accelerator.device))
+            weight.data = from_the_first(self.accelerator, weight.data.to(self.accelerator.device))
         self._names, self._weights = [*trained, *self._own], [*trained.values(), *own]
         self.optimizer = _adamw(self._weights, config)
         # After the preparation, which gives every process the weights of the first.
@@ -306,58 +306,6 @@ class Trainer:
         if self._lowest is not None and lowest is not None:
             groups["lowest"] = self._lowest.tensors
         self.record.save(self.step, groups, {"meter": self._meter.state(), "lowest": lowest})
-
-
-def join_processes() -> Accelerator:
-    """Join the processes that a launcher started; call it before anything has to be done by one of them alone.
-
-    Raises:
-        InputError: Accelerate sees another number of processes than were launched.
-    """
-    from accelerate import Accelerator
-
-    # Without a GPU Accelerate joins the processes of torchrun only if told that the CPU is meant; left alone it would
-    # train a separate model in each. Precision is ours: it is a global there, and refuses a second value.
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    accelerator = Accelerator(mixed_precision="no", cpu=launched > 1 and not _can_join())
-    if accelerator.num_processes != launched:
-        raise InputError(
-            f"the launcher started {launched} processes and Accelerate found {accelerator.num_processes}; make the "
-            "Trainer before any other use of Accelerate, or set ACCELERATE_USE_CPU=true to train on CPUs"
-        )
-    return accelerator
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    accelerator = join_processes()
-    if accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"):
-        raise InputError(
-            f"the launcher asks for {accelerator.distributed_type.value}, which this trainer does not support; "
-            "launch it with torchrun, for one copy of the model in each process"
-        )
-    parts = accelerator.num_processes * config.accumulate
-    if config.batch_size % parts:
-        raise InputError(
-            f"batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes in "
-            f"{config.accumulate} parts each; give a multiple of {parts}"
-        )
-    return accelerator
-
-
-def _from_the_first(accelerator: Accelerator, tensor: Tensor) -> Tensor:
-    """The tensor that the first process has, in every process."""
-    from accelerate.utils import broadcast
-
-    shared: Tensor = broadcast(tensor) if accelerator.num_processes > 1 else tensor
-    return shared
-
-
-def _can_join() -> bool:
-    """Whether there is an accelerator over which processes can talk to each other."""
-    if not hasattr(torch, "accelerator"):  # before torch 2.6
-        return torch.cuda.is_available()
-    found = torch.accelerator.current_accelerator()
-    return torch.accelerator.is_available() and found is not None and found.type != "mps"
 
 
 def _adamw(weights: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
