@@ -62,7 +62,9 @@ class FlowConfig(BaseModel):
     coupling: Literal["independent", "ot", "sinkhorn"] = Field(
         "independent", description="how noise and rows are paired in a batch; within each label where there are labels"
     )
-    predicts: Literal["velocity", "target", "noise"] = Field("velocity", description="what the network predicts")
+    predicts: Literal["velocity", "target", "noise"] = Field(
+        "velocity", description="what the network predicts; likelihoods are best by velocity"
+    )
     hidden: int = Field(128, ge=1, description="width of the network")
     depth: int = Field(3, ge=1, description="number of residual blocks of the network")
 
