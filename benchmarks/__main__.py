@@ -13,6 +13,7 @@ NAMES = {
     "likelihood": "exact log-likelihood against a loop of D backward passes",
     "density": "negative log-likelihood minus entropy on toy sets of known density",
     "coupling": "exact and entropic couplings against TorchCFM, POT and SciPy at equal cost",
+    "solvers": "error at few calls and calls at one error, against torchdiffeq, flow_matching and diffusers",
     "transport": "optimal-transport flow matching in two dimensions against TorchCFM",
     "correctness": "twelve oracle tests on this library and its peers",
     "import_time": "what `import flowmatch` adds to `import torch`",

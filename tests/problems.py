@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import flowmatch as fm
+from flowmatch import solvers
 
 # --- schedules and paths ------------------------------------------------------------------------------------
 
@@ -213,12 +214,18 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "decay": decay_problem,
 }
 
-SOLVERS: dict[str, fm.Solver] = {
-    "euler": fm.Euler(),
-    "midpoint": fm.Midpoint(),
-    "heun": fm.Heun(),
-    "rk4": fm.RK4(),
-    "dopri5": fm.Dopri5(),
+#: The Runge-Kutta methods; those with a memory are under contract in tests/solvers/test_multistep.py.
+SOLVERS: dict[str, solvers.RungeKutta] = {
+    "euler": solvers.Euler(),
+    "midpoint": solvers.Midpoint(),
+    "heun": solvers.Heun(),
+    "ralston": solvers.Ralston(),
+    "kutta3": solvers.Kutta3(),
+    "rk4": solvers.RK4(),
+    "bs32": solvers.BS32(),
+    "dopri5": solvers.Dopri5(),
+    "tsit5": solvers.Tsit5(),
+    "dop853": solvers.DOP853(),
 }
 
 # --- helpers of the laws ------------------------------------------------------------------------------------

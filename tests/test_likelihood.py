@@ -1,4 +1,4 @@
-"""Laws of the likelihood: closed forms, both divergences, what it costs, and gradients through it."""
+"""Laws of the likelihood: closed forms, the divergences, what they cost, gradients through it, and bits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import flowmatch as fm
+from flowmatch.likelihood import HutchPlusPlus, bits_per_dim, divergences
 from tests.problems import SCHEDULES, gaussian_world, mixture_world, random_mlp, seeded
 from tests.solvers.test_fixed import Counter
 
@@ -349,3 +350,328 @@ def test_methods_that_make_no_sense_are_refused(make, message):
 def test_a_field_of_wrong_shape_is_refused(method):
     with pytest.raises(ValueError, match="the field returned shape"):
         fm.divergence(lambda t, x: x[:, :1], 0.5, torch.zeros(3, 2), method=method)
+
+
+# --- Hutch++ ------------------------------------------------------------------------------------------------------
+
+
+def _linear(spectrum, seed=0):
+    """A field with a symmetric Jacobian of given eigenvalues in axes of no distinction."""
+    dim = len(spectrum)
+    axes = torch.linalg.qr(torch.randn(dim, dim, generator=seeded(seed), dtype=torch.float64)).Q
+    matrix = axes @ torch.diag(torch.as_tensor(spectrum, dtype=torch.float64)) @ axes.T
+    return lambda t, x: (x.flatten(1) @ matrix.to(x)).view_as(x)
+
+
+@pytest.mark.parametrize("event", [(12,), (1, 3, 4)])
+def test_hutch_plus_plus_is_exact_where_the_rank_is_no_more_than_the_sketch(event):
+    field = _linear([5.0, -2.0, 1.0] + [0.0] * 9)
+    x = torch.randn(20, *event, generator=seeded(), dtype=torch.float64)
+    method = HutchPlusPlus(9, shift=False)
+    found = method(fm.ODE(field), 0.5, x, method.tangents(x, seeded(1)))[1]
+    assert found.shape == (20, 3)
+    torch.testing.assert_close(found, torch.full_like(found, 4.0), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("dim", "probes"), [(1, 3), (2, 7), (4, 12), (4, 30)])
+def test_a_sketch_of_all_directions_is_exact(dim, probes):
+    field, x = WaveField(dim), torch.randn(3, dim, generator=seeded(), dtype=torch.float64)
+    found = fm.divergence(field, 0.3, x, method=HutchPlusPlus(probes), generator=seeded(1))
+    torch.testing.assert_close(found, fm.divergence(field, 0.3, x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("probes", [3, 6, 13])
+def test_hutch_plus_plus_is_unbiased_within_its_own_standard_error(probes, shift):
+    field, n = WaveField(2, 6), 3000
+    row = torch.randn(1, 2, 6, generator=seeded(), dtype=torch.float64)
+    found = fm.divergence(
+        field, 0.3, row.expand(n, 2, 6).contiguous(), method=HutchPlusPlus(probes, shift), generator=seeded(1)
+    )
+    exact = fm.divergence(field, 0.3, row)
+    assert (found - exact).mean().abs() < 4.5 * found.std() / math.sqrt(n)
+    assert found.std() > 0.05
+
+
+def test_hutch_plus_plus_beats_hutchinson_where_few_directions_matter_and_not_where_all_do():
+    """Eigenvalues 1 / k^2: the error falls as 1 / m instead of 1 / sqrt(m). All alike: it has fewer probes left."""
+    x = torch.zeros(400, 40, dtype=torch.float64)
+    steep, flat = _linear([1.0 / k**2 for k in range(1, 41)]), WaveField(40)
+
+    def error(field, method):
+        exact = fm.divergence(field, 0.3, x[:1])
+        return (fm.divergence(field, 0.3, x, method=method, generator=seeded(1)) - exact).square().mean().sqrt().item()
+
+    gain = {m: error(steep, fm.Hutchinson(m)) / error(steep, HutchPlusPlus(m, shift=False)) for m in (6, 12, 24)}
+    assert gain[6] > 1.8
+    assert gain[12] > 1.8 * gain[6]
+    assert gain[24] > 1.8 * gain[12]
+    assert error(flat, HutchPlusPlus(6)) > error(flat, fm.Hutchinson(6))
+
+
+def test_a_multiple_of_the_identity_costs_nothing():
+    """A flow to data on a line: -c (I - one direction). Unshifted, the sketch would look where all is alike."""
+    x = torch.zeros(300, 30, dtype=torch.float64)
+    same = fm.divergence(lambda t, x: -7 * x, 0.5, x, method=HutchPlusPlus(6), generator=seeded())
+    torch.testing.assert_close(same, torch.full_like(same, -210.0))
+    line = _linear([-1.0] + [-100.0] * 29)
+    found = {
+        shift: (fm.divergence(line, 0.5, x, method=HutchPlusPlus(12, shift), generator=seeded(1)) + 2901).std().item()
+        for shift in (True, False)
+    }
+    assert found[True] < 0.3 * found[False]
+
+
+def test_the_standard_error_of_hutch_plus_plus_is_what_it_says():
+    field, n = WaveField(8), 300
+    row = torch.randn(1, 8, generator=seeded(), dtype=torch.float64)
+    solved = fm.log_likelihood(
+        field, row.expand(n, 8).contiguous(), fm.Normal(), method=HutchPlusPlus(20), generator=seeded(1), steps=10
+    )
+    exact = fm.log_likelihood(field, row, fm.Normal(), steps=10)
+    miss = solved.log_prob - exact.log_prob
+    assert miss.mean().abs() < 4.5 * miss.std() / math.sqrt(n)
+    assert miss.std().item() == pytest.approx(solved.stderr.square().mean().sqrt().item(), rel=0.2)
+    single = fm.log_likelihood(field, row, fm.Normal(), method=HutchPlusPlus(3), generator=seeded(1), steps=2)
+    assert torch.isnan(single.stderr).all()
+
+
+def test_one_evaluation_of_hutch_plus_plus_calls_the_field_twice():
+    field, x = Counter(WaveField(6)), torch.zeros(2, 6, dtype=torch.float64)
+    fm.divergence(field, 0.5, x, method=HutchPlusPlus(12), generator=seeded())
+    assert field.calls == 2
+
+
+@pytest.mark.parametrize("method", [fm.Hutchinson(8), HutchPlusPlus(9)])
+def test_gradients_of_estimates_are_unbiased(method):
+    """The mean over many sets of probes of the gradient in the weights is that of the exact divergence."""
+    field, n = WaveField(6), 1500
+    row = torch.randn(1, 6, generator=seeded(), dtype=torch.float64)
+
+    def gradient(method, size):
+        weight = torch.ones(size, 1, dtype=torch.float64, requires_grad=True)  # of each row, so that each has its own
+        x = row.expand(size, 6).contiguous()
+        value = fm.divergence(lambda t, x, w: field(t, x * w), 0.3, x, weight, method=method, generator=seeded(1))
+        return torch.autograd.grad(value.sum(), weight)[0][:, 0]
+
+    found, exact = gradient(method, n), gradient(fm.Exact(), 1)
+    assert (found - exact).mean().abs() < 4.5 * found.std() / math.sqrt(n)
+    assert 0.01 < found.std() < 10
+
+
+def test_a_network_that_starts_at_zero_can_be_trained_with_hutch_plus_plus():
+    """Its Jacobian is zero: an orthonormal basis of the sketch has no derivative there."""
+    net = fm.nn.MLP(3, hidden=8)
+    flow = fm.Flow(net, event_shape=(3,))
+    x = torch.randn(4, 3, generator=seeded())
+    flow.log_prob(x, divergence=HutchPlusPlus(6), generator=seeded(), differentiable=True, steps=2).sum().backward()
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    assert all(torch.isfinite(grad).all() for grad in grads)
+    assert net.outlet.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_hutch_plus_plus_takes_any_type_and_batch(dtype, size):
+    x = torch.zeros(size, 2, 3, dtype=dtype)
+    solved = fm.log_likelihood(
+        lambda t, x: 0.5 * x, x, fm.Normal(), method=HutchPlusPlus(18), generator=seeded(), steps=8
+    )
+    assert solved.log_prob.dtype == torch.float32
+    torch.testing.assert_close(solved.log_prob, fm.Normal().log_prob(x) - 3, rtol=0, atol=0.05)
+
+
+def test_too_few_products_are_refused():
+    with pytest.raises(ValueError, match="probes must be at least 3 .* got 2"):
+        HutchPlusPlus(2)
+
+
+# --- memory, maximum likelihood, codes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "dim"), [(1, 3000), (64, 512), (3, 7), (4096, 1100)])
+def test_a_block_of_directions_stays_within_its_bound(size, dim, monkeypatch):
+    seen = []
+
+    def watched(equation, t, x, directions):
+        seen.append(directions.shape[0] * directions.shape[1] * directions.shape[2])
+        return x, torch.zeros((), dtype=x.dtype).expand(directions.shape)
+
+    monkeypatch.setattr(divergences, "_directional", watched)
+    fm.divergence(lambda t, x: x, 0.5, torch.zeros(1).expand(size, dim))
+    assert max(seen) <= max(2**22, size * dim)
+    assert sum(seen) == size * dim**2
+    assert len(seen) <= 2 + size * dim**2 / 2**22 * 2
+
+
+@pytest.mark.parametrize("method", [fm.Exact(), fm.Exact(chunk=1), fm.Hutchinson(2), HutchPlusPlus(6)])
+def test_maximum_likelihood_has_the_gradient_of_the_closed_form(method):
+    """x' = (a - b) x gives N(0, e^{2 (a - b)}): the slope of mean log p in a is mean(x^2) e^{-2 (a - b)} - 1."""
+    a, b = torch.tensor([0.3, -0.2]).double().requires_grad_(), 0.1
+    x = 2 * torch.randn(200, 2, generator=seeded(), dtype=torch.float64)
+    flow = fm.Flow(lambda t, x: (a - b) * x, event_shape=(2,))
+    value = flow.log_prob(
+        x, divergence=method, generator=seeded(1), differentiable=True, steps=20, solver=fm.RK4()
+    ).mean()
+    [slope] = torch.autograd.grad(value, a)
+    torch.testing.assert_close(slope, (x.square().mean(0) * torch.exp(-2 * (a - b)) - 1).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [None, HutchPlusPlus(6)])
+def test_training_by_maximum_likelihood_arrives(method):
+    """A diagonal linear flow, Newton's method on its closed-form curvature: ends at the spread of the data."""
+    a = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([2.0, 0.5]) * torch.randn(300, 2, generator=seeded(), dtype=torch.float64)
+    flow = fm.Flow(lambda t, x: a * x, event_shape=(2,))
+    options = {"divergence": method, "generator": seeded(1), "steps": 8, "solver": fm.RK4()}
+    for _ in range(8):
+        [slope] = torch.autograd.grad(flow.log_prob(x, differentiable=True, **options).mean(), a)
+        with torch.no_grad():
+            a += slope.clamp(-1, 1) / 2
+    torch.testing.assert_close(a.exp().detach(), x.square().mean(0).sqrt(), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("event", [(3,), (1, 2, 3)])
+def test_codes_come_back_to_a_millionth(event):
+    field = WaveField(*event)
+    flow = fm.Flow(field, event_shape=event)
+    x = 2 * torch.randn(5, *event, generator=seeded(), dtype=torch.float64)
+    code = flow.encode(x, rtol=1e-8, atol=1e-8)
+    assert (code - x).abs().max() > 0.1
+    torch.testing.assert_close(flow.decode(code, rtol=1e-8, atol=1e-8), x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(flow.likelihood(x, rtol=1e-8, atol=1e-8).x0, code, rtol=0, atol=1e-6)
+
+
+# --- bits a dimension ---------------------------------------------------------------------------------------------
+
+
+def _levels_world(std=0.05, levels=16):
+    """Normal data on [-1, 1] cut into levels as wide as the data's spread, and the true bits of each level."""
+    law = fm.GaussianField(torch.zeros(1, dtype=torch.float64), std=std)
+    flow = fm.Flow(law, event_shape=(1,)).double()
+    level = torch.arange(levels // 2 - 3, levels // 2 + 3)[:, None]
+    edges = -1 + 2 * torch.stack([level, level + 1]).double() / levels
+    mass = torch.special.ndtr(edges / std).diff(dim=0)[0, :, 0]
+    return flow, level, -mass.log2()
+
+
+HOW = {"steps": 12, "solver": fm.RK4()}
+
+
+def test_many_noises_come_to_the_true_bits_within_their_standard_error():
+    flow, level, truth = _levels_world()
+    found = bits_per_dim(flow, level.double(), noises=401, together=100, levels=16, generator=seeded(), **HOW)
+    assert ((found.bits - truth) / found.stderr).abs().max() < 4.5
+    assert found.stderr.max() < 0.2
+    assert (found.bits - truth).abs().max() < 0.6
+    assert found.nfe == 5 * 48
+
+
+def test_more_noises_are_nearer_to_the_truth_from_above():
+    """The mean bits of K noises over many draws: Jensen's gap shrinks in K and is positive for each."""
+    flow, level, truth = _levels_world()
+    rows, weight = level.double().repeat(300, 1), torch.exp2(-truth)
+    gap = {}
+    for noises in (1, 4, 16):
+        found = bits_per_dim(flow, rows, noises=noises, together=4, levels=16, generator=seeded(), **HOW).bits.view(
+            300, -1
+        )
+        each = ((found - truth) * weight).sum(1)
+        gap[noises] = each.mean().item()
+        assert gap[noises] > -3 * each.std().item() / math.sqrt(300)
+    assert gap[1] > 0.3
+    assert gap[4] < 0.5 * gap[1]
+    assert gap[16] < 0.5 * gap[4]
+
+
+def test_the_standard_error_of_the_bits_is_what_it_says():
+    flow, level, _ = _levels_world()
+    rows = level[2:3].double().expand(400, 1)
+    found = bits_per_dim(flow, rows, noises=30, together=30, levels=16, generator=seeded(), **HOW)
+    assert found.bits.std().item() == pytest.approx(found.stderr.square().mean().sqrt().item(), rel=0.2)
+    assert torch.isnan(bits_per_dim(flow, rows[:2], noises=1, levels=16, generator=seeded(), **HOW).stderr).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0), (-1 - 1 / 255, 1 + 1 / 255), (0.0, 256.0)])
+def test_a_law_that_is_uniform_on_the_cells_costs_log2_of_the_levels(low, high):
+    """Whatever the scale; on [-1, 1] the offset is 7 bits for a byte."""
+
+    class Uniform:
+        log_prob = staticmethod(lambda x: torch.full(x.shape[:1], -x[0].numel() * math.log(high - low)))
+
+    flow = fm.Flow(lambda t, x: 0 * x, event_shape=(1, 2, 3), source=Uniform())
+    x = torch.randint(0, 256, (4, 1, 2, 3), generator=seeded(), dtype=torch.uint8)
+    found = bits_per_dim(flow, x, noises=3, low=low, high=high, generator=seeded(), steps=1)
+    torch.testing.assert_close(found.bits, torch.full((4,), 8.0))
+    torch.testing.assert_close(found.stderr, torch.zeros(4), rtol=0, atol=1e-6)
+    assert low != -1.0 or found.bits[0].item() == pytest.approx(
+        -Uniform.log_prob(x[:1].float()).item() / (6 * math.log(2)) + 7
+    )
+
+
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_every_noise_of_a_row_meets_the_condition_of_that_row(together):
+    """x' = c x from a source that is flat on the way: the bits of a row depend on its condition alone."""
+
+    class Flat:
+        log_prob = staticmethod(lambda x: torch.zeros(x.shape[:1]))
+
+    flow = fm.Flow(lambda t, x, c: c[:, None] * x, event_shape=(2,), source=Flat())
+    cond = torch.tensor([0.0, 1.0, -2.0])
+    x = torch.ones(3, 2, dtype=torch.uint8)
+    found = bits_per_dim(flow, x, cond, noises=5, together=together, generator=seeded(), steps=2)
+    torch.testing.assert_close(found.bits, cond / math.log(2) + 7)
+
+
+def test_the_noise_covers_the_cell_of_its_level():
+    seen = []
+
+    class Watched(fm.Normal):
+        def log_prob(self, x):
+            seen.append(x.clone())
+            return super().log_prob(x)
+
+    flow = fm.Flow(lambda t, x: 0 * x, event_shape=(1,), source=Watched())
+    x = torch.tensor([[0], [255], [100]], dtype=torch.uint8)
+    bits_per_dim(flow, x, noises=300, together=7, generator=seeded(), steps=1)
+    place = (torch.cat(seen).view(300, 3) + 1) * 128 - torch.tensor([0.0, 255.0, 100.0])
+    assert place.min() >= 0
+    assert place.max() <= 1
+    assert (place.mean(0) - 0.5).abs().max() < 4.5 / math.sqrt(12 * 300)
+    assert torch.corrcoef(place.T).fill_diagonal_(0).abs().max() < 4.5 / math.sqrt(300)
+
+
+def test_bits_are_those_of_the_condition_and_of_the_generator():
+    net = random_mlp(2, classes=3)
+    flow = fm.Flow(net, event_shape=(2,))
+    x, label = torch.tensor([[0, 3], [2, 1], [1, 1]]), torch.tensor([0, 1, 2])
+    options = {"levels": 4, "noises": 2, "together": 2, "steps": 3, "divergence": fm.Hutchinson(2)}
+    a, b, c = (bits_per_dim(flow, x, label, generator=seeded(s), **options).bits for s in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert a.dtype == torch.float64  # of the parameters
+    assert not a.requires_grad
+    other = bits_per_dim(flow, x, label.flip(0), generator=seeded(0), **options).bits
+    assert not torch.allclose(a, other)
+    assert bits_per_dim(flow, x[:0], label[:0], levels=4, steps=1).bits.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "error", "message"),
+    [
+        (torch.tensor([[0.5]]), {}, ValueError, "whole numbers from 0 to 255, got values from 0.5 to 0.5"),
+        (torch.tensor([[256]]), {}, ValueError, "whole numbers from 0 to 255, got values from 256 to 256"),
+        (torch.tensor([[-1.0]]), {}, ValueError, "give the levels as they are stored"),
+        (torch.tensor([[math.nan]]), {}, ValueError, "whole numbers from 0 to 255"),
+        (torch.tensor([[True]]), {}, TypeError, "tensor of whole numbers from 0 to 255, got torch.bool"),
+        ([[1]], {}, TypeError, "tensor of whole numbers from 0 to 255, got list"),
+        (torch.tensor(3), {}, ValueError, r"x must have shape \(B, \*event\), got a scalar"),
+        (torch.tensor([[1]]), {"noises": 0}, ValueError, "need noises >= 1, together >= 1, .* got noises=0"),
+        (torch.tensor([[1]]), {"levels": 1}, ValueError, "need .* levels >= 2 .* levels=1"),
+        (torch.tensor([[1]]), {"low": 1.0}, ValueError, "need .* low < high, .* low=1.0"),
+        (torch.tensor([[1, 2]]), {"steps": 1}, ValueError, r"this flow takes x of shape \(B, 1\), got \(1, 2\)"),
+    ],
+)
+def test_levels_that_are_none_are_refused(x, options, error, message):
+    with pytest.raises(error, match=message):
+        bits_per_dim(fm.Flow(lambda t, x: 0 * x, event_shape=(1,)), x, **options)

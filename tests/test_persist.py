@@ -58,13 +58,15 @@ def test_a_learned_schedule_comes_back_with_its_weights(tmp_path):
     assert torch.equal(again.weights, SCHEDULES["learned"].weights)
 
 
-@pytest.mark.parametrize("wrap", ["velocity", "target", "noise", "score", "rescheduled", "bridge", "both"])
+@pytest.mark.parametrize("wrap", ["velocity", "target", "noise", "score", "rescheduled", "bridge", "both", "guided"])
 def test_a_wrapped_network_comes_back(wrap, tmp_path):
     straight, curved = fm.AffinePath(fm.Linear(0.1)), fm.AffinePath(fm.Cosine())
     net, mean = random_mlp(2), torch.tensor([0.3, -0.2])
+    weak = fm.Rescheduled(random_mlp(2, seed=3), straight, curved)
     field, path = {
         "rescheduled": (fm.Rescheduled(net, straight, curved), curved),
         "bridge": (fm.Bridge(fm.nn.Pair(net, random_mlp(2, seed=1)), fm.BrownianBridge(0.5)), fm.BrownianBridge(0.5)),
+        "guided": (fm.AutoGuided(net, weak, 1.5), curved),
         "both": (fm.Rescheduled(fm.Predicts(net, straight, "noise"), straight, curved), curved),
     }.get(wrap) or (fm.Predicts(net, straight, wrap, mean), straight)
     flow = fm.Flow(field, path, (2,))

@@ -53,7 +53,7 @@ ROOMS: dict[str, tuple[tuple[ModuleType, ...], type]] = {
 
 #: Arguments of a part that are parts themselves, and which.
 NESTED = {"net": "field", "field": "field", "model": "field", "first": "field", "second": "field"}
-NESTED |= {"path": "path", "path_from": "path", "path_to": "path", "schedule": "schedule"}
+NESTED |= {"weak": "field", "path": "path", "path_from": "path", "path_to": "path", "schedule": "schedule"}
 
 
 def write_atomically(path: FilePath, content: bytes) -> None:

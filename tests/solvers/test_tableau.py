@@ -65,5 +65,5 @@ def test_malformed_tableaus_are_refused(arguments, message):
         Tableau(**arguments)
 
 
-def test_the_last_stage_is_reused_by_dormand_prince_alone():
-    assert {name for name, table in TABLEAUS.items() if table.first_same_as_last} == {"dopri5"}
+def test_the_last_stage_is_reused_where_it_sits_at_the_new_state():
+    assert {name for name, table in TABLEAUS.items() if table.first_same_as_last} == {"bs32", "dopri5", "tsit5"}

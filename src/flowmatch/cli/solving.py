@@ -7,11 +7,20 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from flowmatch.errors import InputError
-from flowmatch.solvers import RK4, Dopri5, Euler, Heun, Midpoint, Solver
+from flowmatch.solvers import DOP853, RK4, AdamsBashforth, Dopri5, Euler, Heun, Midpoint, Solver, Tsit5
 
 __all__ = ["RtolOption", "SolverOption", "StepsOption", "solving"]
 
-SOLVERS: dict[str, type[Solver]] = {"euler": Euler, "midpoint": Midpoint, "heun": Heun, "rk4": RK4, "dopri5": Dopri5}
+SOLVERS: dict[str, type[Solver]] = {
+    "euler": Euler,
+    "midpoint": Midpoint,
+    "heun": Heun,
+    "rk4": RK4,
+    "ab": AdamsBashforth,
+    "dopri5": Dopri5,
+    "tsit5": Tsit5,
+    "dop853": DOP853,
+}
 
 StepsOption: TypeAlias = Annotated[
     int | None,

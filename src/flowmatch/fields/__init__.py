@@ -2,9 +2,27 @@
 
 from flowmatch.fields.bridge import Bridge
 from flowmatch.fields.empirical import EmpiricalField
+from flowmatch.fields.energy import EnergyGuided
 from flowmatch.fields.gaussian import GaussianField
+from flowmatch.fields.guidance import AutoGuided, Guided
+from flowmatch.fields.inpaint import Inpainting
+from flowmatch.fields.inverse import Observed
 from flowmatch.fields.mixture import MixtureField
 from flowmatch.fields.predict import Predicts
+from flowmatch.fields.repaint import repaint
 from flowmatch.fields.reschedule import Rescheduled
 
-__all__ = ["Bridge", "EmpiricalField", "GaussianField", "MixtureField", "Predicts", "Rescheduled"]
+__all__ = [
+    "AutoGuided",
+    "Bridge",
+    "EmpiricalField",
+    "EnergyGuided",
+    "GaussianField",
+    "Guided",
+    "Inpainting",
+    "MixtureField",
+    "Observed",
+    "Predicts",
+    "Rescheduled",
+    "repaint",
+]

@@ -90,6 +90,10 @@ class Solver(ABC):
         """Memory at the start of a solve; every tensor in it has the leading dimension ``B``."""
         return None
 
+    def calls(self, state: Any) -> int:
+        """Field calls that the next step will make; more than usual where a method that remembers has to start."""
+        return self.evaluations
+
     @abstractmethod
     def step(self, equation: ODE, t: Tensor | float, h: Tensor | float, x: Tensor, state: Any) -> Step:
         """Go from ``t`` to ``t + h``; both are numbers, or tensors ``(B,)``. ``h`` may be negative."""

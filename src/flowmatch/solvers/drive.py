@@ -16,7 +16,8 @@ from torch import Tensor
 
 from flowmatch.solvers.adaptive import Adaptive, CountedCalls
 from flowmatch.solvers.base import ODE, Solution, SolveError, Solver
-from flowmatch.solvers.runge_kutta import Dopri5, Midpoint
+from flowmatch.solvers.embedded import Dopri5
+from flowmatch.solvers.runge_kutta import Midpoint
 from flowmatch.tensors import check_event, check_finite, time_dtype
 
 __all__ = ["solve"]
@@ -128,7 +129,7 @@ def _fixed(equation: ODE, solver: Solver, times: list[float], x: Tensor, save: b
     broken = torch.full((size,), len(times), device=x.device)
     state = solver.init(calls.equation, times[0], x)
     for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
-        if max_nfe is not None and calls.count + solver.evaluations > max_nfe:
+        if max_nfe is not None and calls.count + solver.calls(state) > max_nfe:
             break
         x, state, _ = solver.step(calls.equation, t, s - t, x, state)
         broken = torch.where(_finite(x), broken, broken.clamp(max=i))

@@ -3,7 +3,8 @@ r"""Explicit Runge-Kutta methods: one stepping rule, a tableau each.
 .. math:: k_i = v\Big(t + c_i h,\; x + h \sum_{j<i} a_{ij} k_j\Big), \qquad x_{new} = x + h \sum_i b_i k_i
 
 Where the last stage is the first of the next step (Dormand-Prince), it is kept as state and costs nothing.
-A new method is a tableau and a class of three lines; the tableau proves its own order.
+A new method is a tableau and a class of three lines; the tableau proves its own order. Pairs with an error estimate
+are in :mod:`flowmatch.solvers.embedded`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from flowmatch.solvers.base import ODE, Solver, Step
 from flowmatch.solvers.tableau import Tableau
 from flowmatch.tensors import expand_time
 
-__all__ = ["RK4", "Dopri5", "Euler", "Heun", "Midpoint", "RungeKutta"]
+__all__ = ["RK4", "Euler", "Heun", "Kutta3", "Midpoint", "Ralston", "RungeKutta"]
 
 
 class RungeKutta(Solver):
@@ -41,15 +42,19 @@ class RungeKutta(Solver):
         stages: list[Tensor] = [equation(t, x) if state is None else state]
         new = x
         for row, c in zip(table.a[1:], table.c[1:], strict=True):
-            new = _advance(x, h, row, stages)
+            new = advance(x, h, row, stages)
             stages.append(equation(t + c * h, new))
         if not table.first_same_as_last:
-            new = _advance(x, h, table.b, stages)
-        error = _advance(torch.zeros_like(x), h, table.error, stages) if table.error else None
+            new = advance(x, h, table.b, stages)
+        error = self._error(equation, h, x, stages) if table.error else None
         return Step(new, stages[-1] if table.first_same_as_last else None, error)
 
+    def _error(self, equation: ODE, h: Tensor | float, x: Tensor, stages: list[Tensor]) -> Tensor:
+        """Estimate of the local error: the difference of the two methods of the pair."""
+        return advance(torch.zeros_like(x), h, self.tableau.error, stages)
 
-def _advance(x: Tensor, h: Tensor | float, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
+
+def advance(x: Tensor, h: Tensor | float, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
     """``x + h sum_i weights_i stages_i``, with one step for the batch or one a sample."""
     if not isinstance(h, Tensor):
         for weight, stage in zip(weights, stages, strict=True):
@@ -91,6 +96,28 @@ class Heun(RungeKutta):
 
 
 @dataclass(frozen=True)
+class Ralston(RungeKutta):
+    """Ralston's method: of all of order 2 with two calls a step, the one with the least bound on its error.
+
+    Source:
+        Ralston, Runge-Kutta methods with minimum error bounds, 1962.
+    """
+
+    tableau = Tableau(a=((), (2 / 3,)), b=(1 / 4, 3 / 4), order=2)
+
+
+@dataclass(frozen=True)
+class Kutta3(RungeKutta):
+    """Kutta's method of order 3: three calls a step, Simpson's rule where the field knows time alone.
+
+    Source:
+        Kutta, Beitrag zur naeherungsweisen Integration totaler Differentialgleichungen, 1901.
+    """
+
+    tableau = Tableau(a=((), (1 / 2,), (-1.0, 2.0)), b=(1 / 6, 2 / 3, 1 / 6), order=3)
+
+
+@dataclass(frozen=True)
 class RK4(RungeKutta):
     """The classical Runge-Kutta method: order 4, four calls a step."""
 
@@ -98,37 +125,4 @@ class RK4(RungeKutta):
         a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
         b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
         order=4,
-    )
-
-
-@dataclass(frozen=True)
-class Dopri5(RungeKutta):
-    """Dormand-Prince 5(4): order 5 with an error estimate of order 4; six calls a step.
-
-    Under ``rtol`` and ``atol`` every sample takes its own steps; under ``steps`` or ``grid`` the steps are fixed.
-
-    Source:
-        Dormand and Prince, A family of embedded Runge-Kutta formulae, 1980, Table 2.
-
-    Example:
-        >>> from flowmatch.solvers import ODE, solve
-        >>> solution = solve(ODE(lambda t, x: x), torch.ones(1, 1), solver=Dopri5(), rtol=1e-6, atol=1e-6)
-        >>> bool((solution.x - torch.e).abs() < 1e-5)
-        True
-    """
-
-    tableau = Tableau(
-        a=(
-            (),
-            (1 / 5,),
-            (3 / 40, 9 / 40),
-            (44 / 45, -56 / 15, 32 / 9),
-            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-            (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-        ),
-        b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
-        order=5,
-        b_low=(5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
-        order_low=4,
     )

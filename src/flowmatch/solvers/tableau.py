@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations_with_replacement
-from math import isclose, prod
+from math import fsum, isclose, prod
+from operator import mul
 
 __all__ = ["Tableau"]
 
@@ -59,7 +60,9 @@ class Tableau:
     def __post_init__(self) -> None:
         if [len(row) for row in self.a] != list(range(len(self.b))):
             raise ValueError("row i of an explicit tableau needs i entries")
-        object.__setattr__(self, "c", tuple(sum(row, 0.0) for row in self.a))
+        # A last stage that sat a rounding past the end of the step would ask the field outside its interval.
+        nodes = (fsum(row) for row in self.a)
+        object.__setattr__(self, "c", tuple(1.0 if isclose(c, 1.0, rel_tol=1e-13) else c for c in nodes))
         error = tuple(high - low for high, low in zip(self.b, self.b_low, strict=True)) if self.b_low else ()
         object.__setattr__(self, "error", error)
         self._prove(self.b, self.order)
@@ -72,20 +75,23 @@ class Tableau:
         return len(self.b) > 1 and self.b[-1] == 0 and self.a[-1] == self.b[:-1]
 
     def _prove(self, b: tuple[float, ...], order: int) -> None:
+        known: dict[Tree, list[float]] = {}
         for size in range(1, order + 1):
             for tree in _trees(size):
-                value = sum(w * p for w, p in zip(b, self._weights(tree), strict=True))
+                value = sum(w * p for w, p in zip(b, self._weights(tree, known), strict=True))
                 if not isclose(value, 1 / _density(tree), rel_tol=1e-12, abs_tol=1e-13):
                     raise ValueError(
                         f"order condition fails for a tree of {size} nodes: {value:g} is not {1 / _density(tree):g}"
                     )
 
-    def _weights(self, tree: Tree) -> list[float]:
-        branches = [self._weights(branch) for branch in tree]
-        return [
-            prod(sum(a * w for a, w in zip(row, branch[: len(row)], strict=True)) for branch in branches)
-            for row in self.a
-        ]
+    def _weights(self, tree: Tree, known: dict[Tree, list[float]]) -> list[float]:
+        if tree not in known:  # a tree is a branch of many others: order 8 has 200 trees
+            rows = [
+                [sum(map(mul, row, branch)) for row in self.a]
+                for branch in (self._weights(branch, known) for branch in tree)
+            ]
+            known[tree] = [prod(column) for column in zip(*rows, strict=True)] if rows else [1.0] * len(self.a)
+        return known[tree]
 
 
 @cache
@@ -104,9 +110,11 @@ def _forests(size: int, largest: int) -> Iterator[Tree]:
                     yield same + rest
 
 
+@cache
 def _size(tree: Tree) -> int:
     return 1 + sum(map(_size, tree))
 
 
+@cache
 def _density(tree: Tree) -> int:
     return _size(tree) * prod(map(_density, tree))
