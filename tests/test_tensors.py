@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowmatch import tensors
+from flowmatch import randomness, tensors
 from tests.problems import seeded
 
 SHAPES = st.lists(st.integers(1, 4), min_size=0, max_size=4)
@@ -121,7 +121,27 @@ def test_reductions_are_taken_in_float32():
     assert tensors.mean_event(x.double()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("draw", [tensors.randn, tensors.rand])
+@pytest.mark.parametrize("n", [0, 1, 1000])
+def test_index_draws_are_in_range_and_decided_by_their_generator(n):
+    weights = torch.tensor([0.0, 3.0, 1.0])
+    draws = {
+        "permutation": lambda g: randomness.randperm(n, g),
+        "integers": lambda g: randomness.randint(3, (n,), g),
+        "choice": lambda g: randomness.choose(weights, n, g),
+    }
+    for name, draw in draws.items():
+        first = draw(seeded(1))
+        assert torch.equal(first, draw(seeded(1))), name
+        assert first.shape == (n,)
+        assert first.dtype == torch.long
+        assert n < 1000 or not torch.equal(first, draw(seeded(2)))
+    assert torch.equal(draws["permutation"](seeded(1)).sort().values, torch.arange(n))
+    counts = draws["choice"](seeded(1)).bincount(minlength=3)
+    assert counts[0] == 0
+    assert abs(counts[1] - 0.75 * n) <= 5 * (n * 0.75 * 0.25) ** 0.5
+
+
+@pytest.mark.parametrize("draw", [randomness.randn, randomness.rand])
 def test_draws_are_reproducible_by_their_generator_and_leave_the_global_one_alone(draw):
     before = torch.get_rng_state()
     first, second = (draw((4, 3), generator=seeded(5)) for _ in range(2))

@@ -8,7 +8,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from flowmatch.tensors import check_event, check_finite, gaussian_log_prob, randn
+from flowmatch.randomness import randint, randn
+from flowmatch.tensors import check_data, gaussian_log_prob
 
 __all__ = ["Empirical", "Normal"]
 
@@ -69,10 +70,7 @@ class Empirical:
     """
 
     def __init__(self, data: Tensor) -> None:
-        check_event(data, "data")
-        if not len(data):
-            raise ValueError("data is empty; give at least one point")
-        check_finite(data, "data")
+        check_data(data)
         self.data = data
 
     def sample(
@@ -87,9 +85,8 @@ class Empirical:
             raise ValueError(
                 f"the source has points of shape {tuple(self.data.shape[1:])}, asked for {tuple(shape[1:])}"
             )
-        home = "cpu" if generator is None else generator.device
-        index = torch.randint(len(self.data), (shape[0],), generator=generator, device=home)
-        return self.data[index.to(self.data.device)].to(device=device or self.data.device, dtype=dtype)
+        index = randint(len(self.data), (shape[0],), generator, self.data.device)
+        return self.data[index].to(device=device or self.data.device, dtype=dtype)
 
     def log_prob(self, x: Tensor) -> NoReturn:
         """Raise: points have no density."""

@@ -11,6 +11,7 @@ another path. Formulas are computed in the wider type and rounded once to the ty
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -19,21 +20,26 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 __all__ = [
+    "HALF_LOG_2_PI",
     "can_look",
+    "check_data",
     "check_event",
     "check_finite",
+    "check_kin",
     "check_pair",
+    "check_shaped",
     "check_time",
     "expand_time",
     "gaussian_log_prob",
     "mean_event",
-    "rand",
-    "randn",
+    "shown",
     "sum_event",
     "take",
     "time_dtype",
     "with_rate",
 ]
+
+HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 def time_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -76,6 +82,19 @@ def check_event(x: Tensor, name: str = "x") -> None:
         raise ValueError(f"{name} must have shape (B, *event), got a scalar; add a dimension with {name}[None]")
 
 
+def check_data(data: Tensor) -> None:
+    """Raise unless ``data`` is a floating tensor of finite points, at least one.
+
+    Raises:
+        TypeError: not a tensor, or not floating.
+        ValueError: no points, or an entry that is not finite.
+    """
+    check_event(data, "data")
+    if not data.shape[0]:
+        raise ValueError("data is empty; give at least one point")
+    check_finite(data, "data")
+
+
 def check_pair(x0: Tensor, x1: Tensor) -> None:
     """Raise unless ``x0`` and ``x1`` are floating, of one shape, type and device.
 
@@ -87,10 +106,30 @@ def check_pair(x0: Tensor, x1: Tensor) -> None:
     check_event(x1, "x1")
     if x0.shape != x1.shape:
         raise ValueError(f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}")
+    check_kin(x0, x1)
+
+
+def check_kin(x0: Tensor, x1: Tensor) -> None:
+    """Raise TypeError unless ``x0`` and ``x1`` are of one type, ValueError unless they are on one device."""
     if x0.dtype != x1.dtype:
         raise TypeError(f"x0 and x1 must have one dtype, got {x0.dtype} and {x1.dtype}; convert one with .to(x1.dtype)")
     if x0.device != x1.device:
         raise ValueError(f"x0 and x1 must be on one device, got {x0.device} and {x1.device}")
+
+
+def check_shaped(value: Any, x: Tensor, who: str, what: str) -> None:
+    """Raise ValueError unless what a user's ``who`` returned is a tensor of the shape of ``x``, as a ``what`` is."""
+    if not isinstance(value, Tensor) or value.shape != x.shape:
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"the {who} returned {found} for x of shape {tuple(x.shape)}; a {what} has the shape of x")
+
+
+def shown(t: Tensor | float) -> float | list[float]:
+    """Times for a message: a number as it is, of a tensor the first four."""
+    if isinstance(t, float):
+        return t
+    times: list[float] = torch.as_tensor(t).detach().flatten()[:4].tolist()
+    return times
 
 
 def check_time(
@@ -179,44 +218,6 @@ def mean_event(x: Tensor) -> Tensor:
     return wide.flatten(1).mean(1) if x.ndim > 1 else wide
 
 
-def randn(
-    shape: tuple[int, ...],
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Standard normal draws; a CPU generator serves any device, so that one seed means one sample.
-
-    Example:
-        >>> g = torch.Generator().manual_seed(0)
-        >>> randn((2,), generator=g)
-        tensor([ 1.5410, -0.2934])
-    """
-    return _draw(torch.randn, shape, generator, device, dtype)
-
-
-def rand(
-    shape: tuple[int, ...],
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Draws uniform on [0, 1); a CPU generator serves any device."""
-    return _draw(torch.rand, shape, generator, device, dtype)
-
-
-def _draw(
-    draw: Callable[..., Tensor],
-    shape: tuple[int, ...],
-    generator: torch.Generator | None,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    where = torch.device("cpu") if device is None else torch.device(device)
-    home = generator.device if generator is not None and generator.device.type != where.type else where
-    return draw(shape, generator=generator, device=home, dtype=dtype).to(where)
-
-
 def gaussian_log_prob(x: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
     r"""Log-density of independent normals, summed over the event: ``(B, *event) -> (B,)``.
 
@@ -229,7 +230,7 @@ def gaussian_log_prob(x: Tensor, mean: Tensor | float, std: Tensor | float) -> T
     """
     wide = x.to(time_dtype(x.dtype))
     scale = torch.as_tensor(std, dtype=wide.dtype, device=wide.device)
-    log_terms = -0.5 * ((wide - mean) / scale) ** 2 - scale.log() - 0.9189385332046727
+    log_terms = -0.5 * ((wide - mean) / scale) ** 2 - scale.log() - HALF_LOG_2_PI
     return sum_event(log_terms.expand_as(wide))
 
 

@@ -8,15 +8,18 @@ dict of such tensors, or ``None``.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["Cond", "Coupling", "Field", "Source", "Times"]
+__all__ = ["Cond", "Coupling", "Field", "Kind", "Source", "Times"]
 
 Cond: TypeAlias = Any
 """A tensor ``(B, ...)``, a tuple, list or dict of them, or ``None``."""
+
+Kind: TypeAlias = Literal["velocity", "target", "noise", "score"]
+"""What a network predicts: the velocity, the data ``x1``, the source ``x0``, or the score of ``p_t``."""
 
 
 class Field(Protocol):

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flowmatch.tensors import rand, time_dtype
+from flowmatch.randomness import rand
+from flowmatch.tensors import time_dtype
 
 __all__ = ["Cells"]
 

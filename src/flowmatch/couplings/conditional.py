@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 from flowmatch.couplings.assignment import assign
 from flowmatch.couplings.cost import check_clouds, squared_distances
 from flowmatch.couplings.exact import ExactOT
+from flowmatch.randomness import randperm
 from flowmatch.tensors import check_finite, time_dtype
 from flowmatch.typing import Cond, Coupling
 
@@ -103,9 +104,7 @@ class ConditionAware:
         """
         check_clouds(x0, x1, same_size=True)
         labels, values = _split(cond, x1)
-        # The generator's own device makes one seed mean one permutation wherever the points are.
-        home = x1.device if generator is None else generator.device
-        drawn = torch.randperm(x1.shape[0], generator=generator, device=home).to(x1.device)
+        drawn = randperm(x1.shape[0], generator, x1.device)
         if isinstance(self.coupling, ExactOT):
             return self._exact(x0, x1, labels, values, drawn)
         if values is not None:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from flowmatch.tensors import check_event, check_finite, time_dtype
+from flowmatch.tensors import check_event, check_finite, check_kin, time_dtype
 
 __all__ = ["check_clouds", "squared_distances"]
 
@@ -37,10 +37,7 @@ def check_clouds(x0: Tensor, x1: Tensor, *, same_size: bool = False) -> None:
         )
     if same_size and x0.shape[0] != x1.shape[0]:
         raise ValueError(f"x0 and x1 must have one number of rows, got {x0.shape[0]} and {x1.shape[0]}")
-    if x0.dtype != x1.dtype:
-        raise TypeError(f"x0 and x1 must have one dtype, got {x0.dtype} and {x1.dtype}; convert one with .to(x1.dtype)")
-    if x0.device != x1.device:
-        raise ValueError(f"x0 and x1 must be on one device, got {x0.device} and {x1.device}")
+    check_kin(x0, x1)
     check_finite(x0, "x0")
     check_finite(x1, "x1")
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowmatch.couplings.cost import check_clouds
+from flowmatch.couplings.cost import squared_distances
 from flowmatch.couplings.scaling import Scaled, scale
 
-__all__ = ["Plan", "check_iterations", "check_partners", "check_positive", "inverse_cumulative", "relative", "solve"]
+__all__ = ["Plan", "check_iterations", "check_positive", "inverse_cumulative", "joining_costs", "relative", "solve"]
 
 ROUNDING = 16  # units in the last place of the largest cost that the regularisation has to exceed
 
@@ -90,11 +90,11 @@ def solve(
     )
 
 
-def check_partners(x0: Tensor, x1: Tensor) -> None:
-    """Raise unless two clouds fit together and neither is empty, so that everyone can be joined to someone."""
-    check_clouds(x0, x1)
+def joining_costs(x0: Tensor, x1: Tensor) -> Tensor:
+    """Costs of two checked clouds; raises if one is empty, so that nobody can be joined to anyone."""
     if not x0.shape[0] or not x1.shape[0]:
         raise ValueError(f"x0 and x1 must have at least one row each to be joined, got {x0.shape[0]} and {x1.shape[0]}")
+    return squared_distances(x0, x1)
 
 
 def relative(epsilon: float, cost: Tensor) -> float:

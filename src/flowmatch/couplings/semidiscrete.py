@@ -33,8 +33,9 @@ from flowmatch.couplings.cells import Cells
 from flowmatch.couplings.cost import squared_distances
 from flowmatch.couplings.plan import check_positive
 from flowmatch.couplings.scaling import scale
+from flowmatch.randomness import randperm
 from flowmatch.sources import Normal
-from flowmatch.tensors import check_event, check_finite, time_dtype
+from flowmatch.tensors import check_data, check_event, check_finite, time_dtype
 from flowmatch.typing import Cond, Source
 
 __all__ = ["SemiDiscrete"]
@@ -79,10 +80,7 @@ class SemiDiscrete:
     whole_data = True
 
     def __init__(self, data: Tensor, potentials: Tensor, marginal_error: float = math.nan, chunk: int = 2**24) -> None:
-        check_event(data, "data")
-        if data.shape[0] == 0:
-            raise ValueError("data is empty; give at least one point")
-        check_finite(data, "data")
+        check_data(data)
         if potentials.shape != data.shape[:1] or not bool(torch.isfinite(potentials).all()):
             raise ValueError(f"potentials must be {data.shape[0]} finite numbers, got shape {tuple(potentials.shape)}")
         check_positive("chunk", chunk)
@@ -196,8 +194,7 @@ class SemiDiscrete:
     def _start(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Entropic potentials of a part of the data, carried to all of it by their own formula."""
         atoms, share = self._cells.atoms, self._cells.share
-        home = x.device if generator is None else generator.device
-        part = torch.randperm(atoms.shape[0], generator=generator, device=home)[:START].to(x.device)
+        part = randperm(atoms.shape[0], generator, x.device)[:START]
         cost, mass = squared_distances(x, atoms[part]), share[part].to(x.dtype)
         reg = 0.01 * (cost.mean() or cost.new_ones(()))
         log_a, log_b = x.new_full((1, x.shape[0]), -math.log(x.shape[0])), (mass / mass.sum()).log()[None]

@@ -19,17 +19,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowmatch.couplings.cost import check_clouds, squared_distances
+from flowmatch.couplings.cost import check_clouds
 from flowmatch.couplings.plan import (
     Plan,
     check_iterations,
-    check_partners,
     check_positive,
     inverse_cumulative,
+    joining_costs,
     relative,
     solve,
 )
-from flowmatch.tensors import rand
+from flowmatch.randomness import rand
 from flowmatch.typing import Cond
 
 __all__ = ["Sinkhorn", "sinkhorn"]
@@ -124,8 +124,11 @@ class Sinkhorn:
 
     def plan(self, x0: Tensor, x1: Tensor) -> Plan:
         """The entropic plan of two batches, ``(N, *event)`` and ``(M, *event)``."""
-        check_partners(x0, x1)
-        cost = squared_distances(x0, x1)
+        check_clouds(x0, x1)
+        return self._plan(x0, x1)
+
+    def _plan(self, x0: Tensor, x1: Tensor) -> Plan:
+        cost = joining_costs(x0, x1)
         reg = self.reg if self.epsilon is None else relative(self.epsilon, cost)
         return sinkhorn(cost, reg or 0.0, tol=self.tol, max_iterations=self.max_iterations)
 
@@ -141,6 +144,6 @@ class Sinkhorn:
         i = torch.arange(x0.shape[0], device=x0.device)
         if not x0.shape[0]:
             return i, i
-        weights = self.plan(x0, x1).log_plan.softmax(1)
+        weights = self._plan(x0, x1).log_plan.softmax(1)
         level = rand((x0.shape[0], 1), generator, x0.device, torch.float64)
         return i, inverse_cumulative(weights, level)[:, 0]

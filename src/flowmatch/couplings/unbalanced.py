@@ -16,17 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowmatch.couplings.cost import check_clouds, squared_distances
+from flowmatch.couplings.cost import check_clouds
 from flowmatch.couplings.plan import (
     Plan,
     check_iterations,
-    check_partners,
     check_positive,
     inverse_cumulative,
+    joining_costs,
     relative,
     solve,
 )
-from flowmatch.tensors import rand
+from flowmatch.randomness import rand
 from flowmatch.typing import Cond
 
 __all__ = ["UnbalancedOT", "unbalanced_sinkhorn"]
@@ -121,8 +121,11 @@ class UnbalancedOT:
 
     def plan(self, x0: Tensor, x1: Tensor) -> Plan:
         """The unbalanced plan of two batches, ``(N, *event)`` and ``(M, *event)``."""
-        check_partners(x0, x1)
-        cost = squared_distances(x0, x1)
+        check_clouds(x0, x1)
+        return self._plan(x0, x1)
+
+    def _plan(self, x0: Tensor, x1: Tensor) -> Plan:
+        cost = joining_costs(x0, x1)
         unit = relative(1.0, cost) if self.unit is None else self.unit
         return unbalanced_sinkhorn(
             cost, self.epsilon * unit, self.penalty * unit, tol=self.tol, max_iterations=self.max_iterations
@@ -141,7 +144,7 @@ class UnbalancedOT:
         if not m:
             i = torch.arange(0, device=x1.device)
             return i, i
-        log_plan = self.plan(x0, x1).log_plan
+        log_plan = self._plan(x0, x1).log_plan
         # One level in each of m equal parts of the mass: unbiased as independent levels are, with fewer repetitions.
         level = (torch.arange(m, device=x1.device) + rand((m,), generator, x1.device, torch.float64)) / m
         pick = inverse_cumulative((log_plan - log_plan.max()).exp().reshape(1, n * m), level[None])[0]

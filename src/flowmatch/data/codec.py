@@ -28,7 +28,8 @@ from flowmatch.data.condition import Classes, Number, fit_condition
 from flowmatch.data.frames import Name, check_frame, did_you_mean, need, quoted, refuse_bad_cells
 from flowmatch.data.stored import read_codec, write_codec
 from flowmatch.errors import InputError
-from flowmatch.tensors import check_event, check_finite, rand
+from flowmatch.randomness import rand
+from flowmatch.tensors import check_event, check_finite
 
 if TYPE_CHECKING:
     import pandas as pd

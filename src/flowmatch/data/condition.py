@@ -19,7 +19,7 @@ from torch import Tensor
 from flowmatch.data.columns import Constant, Numeric, fit_column
 from flowmatch.data.frames import Name, dtype_name, kind_of, named_dtype, need, quoted
 from flowmatch.errors import InputError
-from flowmatch.tensors import rand
+from flowmatch.randomness import rand
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowmatch.tensors import check_event, rand, randn, time_dtype
+from flowmatch.randomness import rand, randn
+from flowmatch.tensors import check_event, time_dtype
 
 __all__ = ["Dice", "Toy"]
 

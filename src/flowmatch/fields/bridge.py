@@ -22,11 +22,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flowmatch.paths import InterpolantPath
-from flowmatch.tensors import can_look, check_event, check_time, expand_time
+from flowmatch.tensors import can_look, check_event, expand_time, shown
 
 __all__ = ["Bridge"]
 
@@ -93,16 +92,14 @@ class Bridge(nn.Module):
 
     def _refuse_end(self, gamma: Tensor, t: Tensor | float) -> None:
         if can_look(gamma) and not bool((gamma > 0).all()):
-            when = t if isinstance(t, float) else torch.as_tensor(t).flatten()[:4].tolist()
             raise ValueError(
-                f"{self.path!r} has no noise at t = {when}: the score there is that of the source or the data, which "
-                "the model does not know; stay inside, for instance within [1e-3, 1 - 1e-3]"
+                f"{self.path!r} has no noise at t = {shown(t)}: the score there is that of the source or the data, "
+                "which the model does not know; stay inside, for instance within [1e-3, 1 - 1e-3]"
             )
 
     def _parts(self, t: Tensor | float, x: Tensor, *cond: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         check_event(x)
-        low, high = self.path.interval
-        time = check_time(t, x, low, high, lambda: f"where {self.path!r} is regular").expand(x.shape[:1])
+        time = self.path._regular(t, x).expand(x.shape[:1])
         mean, noise = self.model(time, x, *cond)
         if mean.shape != x.shape or noise.shape != x.shape:
             raise ValueError(

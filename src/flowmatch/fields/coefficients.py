@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowmatch.paths import AffinePath, ConditionalGaussianPath
-from flowmatch.tensors import can_look, check_event, expand_time, time_dtype
+from flowmatch.tensors import can_look, check_event, expand_time, shown, time_dtype
 
 __all__ = ["Coefficients", "Form", "check_points", "check_rates", "non_linearity", "singular"]
 
@@ -147,4 +147,4 @@ def _rows(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _some(time: Tensor) -> str:
-    return f"t = {time.detach().flatten()[:4].tolist()}" if can_look(time) else "t"
+    return f"t = {shown(time)}" if can_look(time) else "t"

@@ -34,14 +34,13 @@ from torch import Tensor
 from flowmatch.fields.chunks import softmax_mean
 from flowmatch.fields.coefficients import Coefficients, Form, check_points, check_rates, non_linearity, singular
 from flowmatch.paths import AffinePath, ConditionalGaussianPath
-from flowmatch.tensors import check_event, check_finite, check_time, expand_time, gaussian_log_prob, randn, time_dtype
+from flowmatch.randomness import choose, randint, randn
+from flowmatch.tensors import HALF_LOG_2_PI, check_data, check_time, expand_time, gaussian_log_prob, time_dtype
 
 __all__ = ["EmpiricalField"]
 
 BLOCK = 2**18
 """Numbers in one block of the work: larger ones leave the cache, and float32 loses digits in longer sums."""
-
-HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 class EmpiricalField:
@@ -78,10 +77,7 @@ class EmpiricalField:
         chunk: int | None = None,
         weights: Tensor | None = None,
     ) -> None:
-        check_event(data, "data")
-        if data.shape[0] == 0:
-            raise ValueError("data is empty; give at least one point")
-        check_finite(data, "data")
+        check_data(data)
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
         self.path: ConditionalGaussianPath = AffinePath() if path is None else path
@@ -133,13 +129,11 @@ class EmpiricalField:
 
     def sample(self, n: int, generator: torch.Generator | None = None, t: Tensor | float | None = None) -> Tensor:
         """Draw ``n`` points ``(n, *event)`` of the data, or of :math:`p_t` at a time ``()`` or times ``(n,)``."""
-        data, home = self.data, self.data.device if generator is None else generator.device
         if self._log_weights is None:
-            index = torch.randint(len(data), (n,), generator=generator, device=home)
+            index = randint(len(self.data), (n,), generator, self.data.device)
         else:
-            shares = self._log_weights.to(home).exp()
-            index = torch.multinomial(shares, max(n, 1), replacement=True, generator=generator)[:n]
-        x1 = data[index.to(data.device)]
+            index = choose(self._log_weights.exp(), n, generator)
+        x1 = self.data[index]
         if t is None:
             return x1
         return self.path.position(t, randn(tuple(x1.shape), generator, x1.device, x1.dtype), x1)

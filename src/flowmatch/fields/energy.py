@@ -32,13 +32,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from flowmatch.fields.predict import inner_interval
 from flowmatch.paths import AffinePath
-from flowmatch.tensors import check_event, check_time, expand_time
+from flowmatch.tensors import check_event, check_shaped, check_time, expand_time
 from flowmatch.typing import Field
 
 __all__ = ["EnergyGuided", "Steered"]
-
-_FAINT = 0.01  # of noise or signal: what is left at an end that counts as singular
 
 
 class Steered(nn.Module):
@@ -56,22 +55,13 @@ class Steered(nn.Module):
             raise ValueError(f"margin must lie in (0, 0.5), got {margin}")
         self.field: Any = field
         self.path, self.scale, self.margin = path, float(scale), margin
-        (low, high), edges = path.interval, torch.tensor(path.interval, dtype=torch.float64)
-        if path.schedule.alpha(edges)[0] < _FAINT:
-            low = max(low, margin)
-        if path.schedule.sigma(edges)[1] < _FAINT:
-            high = min(high, 1 - margin)
-        self._inner = low, high
+        self._inner = inner_interval(path, margin, source=True, data=True)
 
     def _plain(self, t: Tensor | float, x: Tensor, *cond: Any) -> Tensor:
         """Velocity of the field itself."""
         check_event(x)
         value: Tensor = self.field(check_time(t, x).expand(x.shape[:1]), x, *cond)
-        if not isinstance(value, Tensor) or value.shape != x.shape:
-            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"the field returned {found} for x of shape {tuple(x.shape)}; a velocity has the shape of x"
-            )
+        check_shaped(value, x, "field", "velocity")
         return value
 
     def _inside(self, t: Tensor | float, x: Tensor) -> Tensor:

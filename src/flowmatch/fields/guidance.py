@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from flowmatch.fields.predict import own_divergence
-from flowmatch.tensors import can_look, check_event, check_time, expand_time
+from flowmatch.tensors import can_look, check_event, check_shaped, check_time, expand_time
 from flowmatch.typing import Cond, Field
 
 __all__ = ["AutoGuided", "Guided"]
@@ -198,10 +198,11 @@ class Guided(_Extrapolated):
         halves = [answer.tensor_split([x.shape[0]]) for answer in answers]
         return tuple(half[0] for half in halves), tuple(half[1] for half in halves)
 
-    def _answer(self, asks: tuple[_Ask, ...], t: Tensor | float, x: Tensor, *cond: Any) -> _Answers:
-        if not self._split(x, *cond)[0] or cond[0] is None:
+    def _split(self, x: Tensor, *cond: Any) -> tuple[tuple[Any, ...], Tensor | float]:
+        inner, scale = super()._split(x, *cond)
+        if not inner or inner[0] is None:
             raise ValueError("guidance needs a condition, got none: give cond=, or take the field without guidance")
-        return super()._answer(asks, t, x, *cond)
+        return inner, scale
 
     def _spread(self, cond: Cond) -> Cond:
         """The empty condition in the shape and type of a batch's."""
@@ -289,11 +290,7 @@ class AutoGuided(_Extrapolated):
 def _velocity(field: Any) -> _Ask:
     def ask(t: Tensor, x: Tensor, *cond: Any) -> _Answers:
         value = field(t, x, *cond)
-        if not isinstance(value, Tensor) or value.shape != x.shape:
-            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"the field returned {found} for x of shape {tuple(x.shape)}; a velocity has the shape of x"
-            )
+        check_shaped(value, x, "field", "velocity")
         return (value,)
 
     return ask

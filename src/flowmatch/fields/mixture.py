@@ -36,11 +36,10 @@ from torch import Tensor
 
 from flowmatch.fields.coefficients import Coefficients, Form, check_points, check_rates, non_linearity
 from flowmatch.paths import AffinePath, ConditionalGaussianPath
-from flowmatch.tensors import can_look, check_event, check_finite, check_time, randn, time_dtype
+from flowmatch.randomness import choose, randn
+from flowmatch.tensors import HALF_LOG_2_PI, can_look, check_event, check_finite, check_time, time_dtype
 
 __all__ = ["MixtureField"]
-
-HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 class MixtureField:
@@ -102,9 +101,8 @@ class MixtureField:
 
     def __call__(self, t: Tensor | float, x: Tensor, *cond: Any) -> Tensor:
         """Velocity ``(B, *event)`` at times ``()`` or ``(B,)`` and points ``(B, *event)``."""
-        low, high = self.path.interval
         check_points(x, self.means.shape[1:], self.means.device)
-        time = check_time(t, x, low, high, f"where the velocity of {self.path!r} is finite").expand(x.shape[:1])
+        time = self.path._regular(t, x).expand(x.shape[:1])
         at, rate = self._form.rate(time, self._wide(time))
         check_rates(self.path, time, *rate)
         pull, share = self._pull(at, x)
@@ -130,9 +128,7 @@ class MixtureField:
 
     def sample(self, n: int, generator: torch.Generator | None = None, t: Tensor | float | None = None) -> Tensor:
         """Draw ``n`` points ``(n, *event)`` of the data's law, or of :math:`p_t` at a time ``()`` or times ``(n,)``."""
-        means, home = self.means, self.means.device if generator is None else generator.device
-        weights = self.log_weights.to(home).exp()
-        component = torch.multinomial(weights, max(n, 1), replacement=True, generator=generator)[:n].to(means.device)
+        means, component = self.means, choose(self.log_weights.exp(), n, generator)
         spread = randn((n, self.variances.shape[1]), generator, means.device, self.variances.dtype)
         spread = spread * self.variances[component].sqrt()
         if self.basis is not None:

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch.paths import AffinePath, Kind
-from flowmatch.tensors import check_event, check_time
+from flowmatch.tensors import check_event, check_shaped, check_time
 from flowmatch.typing import Field
 
-__all__ = ["Predicts", "own_divergence"]
+__all__ = ["Predicts", "inner_interval", "own_divergence"]
 
 _FAINT = 0.01  # of noise or signal: what is left at an end that counts as singular
 
@@ -90,13 +90,7 @@ class Predicts(nn.Module):
         if not 0 <= margin < 0.5:
             raise ValueError(f"margin must lie in [0, 0.5), got {margin}")
         self.margin = margin
-        low, high = path.interval
-        edges = torch.tensor([low, high], dtype=torch.float64)
-        if kind == "target" and path.schedule.sigma(edges)[1] < _FAINT:
-            high = min(high, 1 - margin)
-        if kind in ("noise", "score") and path.schedule.alpha(edges)[0] < _FAINT:
-            low = max(low, margin)
-        self._inner = low, high
+        self._inner = inner_interval(path, margin, source=kind in ("noise", "score"), data=kind == "target")
 
     def forward(self, t: Tensor | float, x: Tensor, *cond: Any) -> Tensor:
         """Velocity ``(B, *event)`` at times ``()`` or ``(B,)``."""
@@ -131,11 +125,7 @@ class Predicts(nn.Module):
     def _predict(self, t: Tensor | float, x: Tensor, *cond: Any) -> Tensor:
         check_event(x)
         value: Tensor = self.net(check_time(t, x).expand(x.shape[:1]), x, *cond)
-        if not isinstance(value, Tensor) or value.shape != x.shape:
-            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"the network returned {found} for x of shape {tuple(x.shape)}; a {self.kind} has the shape of x"
-            )
+        check_shaped(value, x, "network", self.kind)
         return value
 
     def _velocity(self, t: Tensor | float, x: Tensor, value: Tensor) -> Tensor:
@@ -152,6 +142,16 @@ class Predicts(nn.Module):
     def extra_repr(self) -> str:
         """What stands in the printed form beside the network."""
         return f"path={self.path!r}, kind={self.kind!r}"
+
+
+def inner_interval(path: AffinePath, margin: float, *, source: bool, data: bool) -> tuple[float, float]:
+    """The path's interval without a margin at its source's end, its data's end or both, where they are singular."""
+    (low, high), edges = path.interval, torch.tensor(path.interval, dtype=torch.float64)
+    if source and path.schedule.alpha(edges)[0] < _FAINT:
+        low = max(low, margin)
+    if data and path.schedule.sigma(edges)[1] < _FAINT:
+        high = min(high, 1 - margin)
+    return low, high
 
 
 def own_divergence(field: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from flowmatch.fields.inpaint import check_known
 from flowmatch.paths import AffinePath
+from flowmatch.randomness import randn
 from flowmatch.solvers import ODE, Solver, solve
-from flowmatch.tensors import check_pair, expand_time, randn, time_dtype
+from flowmatch.tensors import check_pair, expand_time, time_dtype
 from flowmatch.typing import Cond, Field
 
 __all__ = ["repaint"]

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch.paths import AffinePath
-from flowmatch.tensors import can_look, check_event, check_time, expand_time
+from flowmatch.tensors import can_look, check_event, check_shaped, expand_time
 from flowmatch.typing import Field
 
 __all__ = ["Rescheduled"]
@@ -98,10 +98,8 @@ class Rescheduled(nn.Module):
     def forward(self, t: Tensor | float, x: Tensor, *cond: Any) -> Tensor:
         """Velocity ``(B, *event)`` on the new path at times ``()`` or ``(B,)``."""
         check_event(x)
-        low, high = self.path_to.interval
-        new = check_time(t, x, low, high, lambda: f"where the velocity of {self.path_to!r} is finite")
         # The clock is kept in float64: near the data one rounding of a time in float32 is a tenth of the noise left.
-        new = new.expand(x.shape[:1]).double()
+        new = self.path_to._regular(t, x).expand(x.shape[:1]).double()
         alpha, sigma = self.path_to.schedule.alpha(new), self.path_to.schedule.sigma(new)
         schedule = self.path_from.schedule
         old = schedule.inverse_log_snr(self.path_to.schedule.log_snr(new)).clamp(*self._covered)
@@ -115,7 +113,11 @@ class Rescheduled(nn.Module):
         spread = torch.where(nu < self._nu, nu / (self._nu or 1.0), torch.ones_like(nu))
 
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        fit = _Fit(wide)
+
+        def fit(value: Tensor) -> Tensor:
+            """A number a sample, shaped for ``x`` and in the type in which sums are made."""
+            return expand_time(value, x).to(wide.dtype)
+
         point, time, mean = wide / fit(scale), old.to(wide.dtype), torch.zeros_like(wide)
         if self._rho and (not can_look(early) or bool(early.any())):
             for _ in range(2):
@@ -126,9 +128,10 @@ class Rescheduled(nn.Module):
         noise = fit(spread) * noise
         # The point ties the two together; what the larger coefficient multiplies is had by division.
         large = fit(torch.maximum(alpha, sigma))
+        which = expand_time(clear, x)
         target, noise = (
-            torch.where(fit.flag(clear), (wide - fit(sigma) * noise) / large, target),
-            torch.where(fit.flag(clear), noise, (wide - fit(alpha) * target) / large),
+            torch.where(which, (wide - fit(sigma) * noise) / large, target),
+            torch.where(which, noise, (wide - fit(alpha) * target) / large),
         )
         rates = self.path_to.schedule.alpha_dot(new), self.path_to.schedule.sigma_dot(new)
         return (fit(rates[0]) * target + fit(rates[1]) * noise).to(x.dtype)
@@ -136,8 +139,11 @@ class Rescheduled(nn.Module):
     def _means(self, t: Tensor, x: Tensor, *cond: Any) -> tuple[Tensor, Tensor]:
         """Expected data and expected source at ``(t, x)`` of the old path."""
         velocity = self.field(t, x, *cond)
-        target = self.path_from.convert(velocity, t, x, "velocity", "target")
-        return target, self.path_from.convert(velocity, t, x, "velocity", "noise")
+        check_shaped(velocity, x, "field", "velocity")
+        target, noise, _ = self.path_from._means_form(expand_time(t, x), "velocity")
+        # The data's mean, the third part of a form, counts where the path stands still, which is not asked for.
+        means = (of_x * x + of_velocity * velocity for of_x, of_velocity, _ in (target, noise))
+        return next(means), next(means)
 
     def config(self) -> dict[str, Any]:
         """The arguments that make this field again, apart from the weights of the network."""
@@ -146,16 +152,3 @@ class Rescheduled(nn.Module):
     def extra_repr(self) -> str:
         """What stands in the printed form beside the field."""
         return f"path_from={self.path_from!r}, path_to={self.path_to!r}"
-
-
-class _Fit:
-    """Shapes a number a sample for ``x`` and rounds it to the type in which sums are made."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-
-    def __call__(self, value: Tensor) -> Tensor:
-        return expand_time(value, self.x).to(self.x.dtype)
-
-    def flag(self, value: Tensor) -> Tensor:
-        return expand_time(value, self.x)

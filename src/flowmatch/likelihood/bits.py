@@ -35,7 +35,8 @@ import torch
 from torch import Tensor
 
 from flowmatch.likelihood.divergences import Divergence
-from flowmatch.tensors import can_look, rand, take, time_dtype
+from flowmatch.randomness import rand
+from flowmatch.tensors import can_look, take, time_dtype
 from flowmatch.typing import Cond
 
 if TYPE_CHECKING:

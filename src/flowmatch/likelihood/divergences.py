@@ -50,8 +50,9 @@ import torch
 from torch import Tensor
 
 from flowmatch.fields.predict import own_divergence
+from flowmatch.randomness import rand, randn
 from flowmatch.solvers import ODE
-from flowmatch.tensors import check_event, rand, randn, sum_event, time_dtype
+from flowmatch.tensors import check_event, sum_event, time_dtype
 from flowmatch.typing import Cond, Field
 
 __all__ = ["Divergence", "Exact", "HutchPlusPlus", "Hutchinson", "divergence"]

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowmatch.randomness import randperm
 from flowmatch.tensors import check_finite, time_dtype
 
 __all__ = ["Cloud", "clouds", "subset"]
@@ -52,4 +53,4 @@ def subset(x: Tensor, rows: int, generator: torch.Generator) -> Tensor:
     """At most ``rows`` rows of ``x``, drawn without replacement; all of them, untouched, if they are few."""
     if x.shape[0] <= rows:
         return x
-    return x[torch.randperm(x.shape[0], generator=generator, device=generator.device)[:rows].to(x.device)]
+    return x[randperm(x.shape[0], generator, x.device)[:rows]]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from flowmatch.metrics.clouds import Cloud, clouds
-from flowmatch.tensors import randn
+from flowmatch.randomness import randn
 
 __all__ = ["sliced_wasserstein", "wasserstein"]
 

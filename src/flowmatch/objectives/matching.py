@@ -38,7 +38,7 @@ from flowmatch.objectives.base import Draw, Loss
 from flowmatch.objectives.weighting import Weighting
 from flowmatch.paths import AffinePath, Kind, Path, PathSample
 from flowmatch.sources import Normal
-from flowmatch.tensors import check_event, expand_time, mean_event, take, time_dtype
+from flowmatch.tensors import check_event, check_shaped, expand_time, mean_event, take, time_dtype
 from flowmatch.times import Uniform
 from flowmatch.typing import Cond, Coupling, Field, Source, Times
 
@@ -171,11 +171,7 @@ class FlowMatching:
         """Loss of ``model`` on a draw."""
         sample, cond = draw
         value = model(sample.t, sample.x_t) if cond is None else model(sample.t, sample.x_t, cond)
-        if value.shape != sample.u_t.shape:
-            raise ValueError(
-                f"the model returned shape {tuple(value.shape)} for x of shape {tuple(sample.x_t.shape)}; "
-                f"a {self.predicts} has the shape of x"
-            )
+        check_shaped(value, sample.x_t, "model", self.predicts)
         # Differences of half precision numbers are taken, and summed, in float32.
         wide = time_dtype(value.dtype)
         residual = self._residual(value.to(wide), sample, wide)

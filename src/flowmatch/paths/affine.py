@@ -26,7 +26,7 @@ Without signal :math:`\hat x_0 = x / \sigma` and :math:`\hat x_1` is the mean of
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, cast, get_args
+from typing import TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor
@@ -34,11 +34,9 @@ from torch import Tensor
 from flowmatch.paths.gaussian import ConditionalGaussianPath
 from flowmatch.schedules import Linear, Schedule
 from flowmatch.tensors import can_look, check_event, check_time, expand_time
+from flowmatch.typing import Kind
 
 __all__ = ["AffinePath", "Kind"]
-
-Kind: TypeAlias = Literal["velocity", "target", "noise", "score"]
-"""What a network predicts: the velocity, the data ``x1``, the source ``x0``, or the score of ``p_t``."""
 
 
 class AffinePath(ConditionalGaussianPath):
@@ -139,12 +137,28 @@ class AffinePath(ConditionalGaussianPath):
 
     def _linear_form(self, t: Tensor, given: Kind, to: Kind) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients of ``x``, of the value given and of the data's mean in the kind wanted; each like ``t``."""
+        target, noise, (sigma, alpha_dot, sigma_dot) = self._means_form(t, given, rates=to == "velocity")
+        if to == "target":
+            return target
+        if to == "noise":
+            return noise
+        if to == "velocity":
+            return cast(_Form, tuple(alpha_dot * a + sigma_dot * s for a, s in zip(target, noise, strict=True)))
+        if can_look(sigma) and bool((sigma.abs() <= _nothing(t)).any()):
+            raise ValueError(
+                f"the score is asked for where {self!r} has no noise left (sigma = 0): there it is the data's own, "
+                f"which the {given} does not tell; use a time below 1, or sigma_min > 0"
+            )
+        return cast(_Form, tuple(-part / sigma for part in noise))
+
+    def _means_form(self, t: Tensor, given: Kind, rates: bool = False) -> tuple[_Form, _Form, _Form]:
+        """The forms of target and noise; and ``sigma`` and the rates, zero unless asked for or needed by the given."""
         schedule = self.schedule
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         zero, one = torch.zeros_like(t), torch.ones_like(t)
-        nothing = 4 * torch.finfo(t.dtype).eps  # cos(pi / 2) is not 0 but a rounding
+        nothing = _nothing(t)
         silent, clear = alpha.abs() <= nothing, sigma.abs() <= nothing
-        if "velocity" in (given, to):
+        if rates or given == "velocity":
             alpha_dot, sigma_dot = schedule.alpha_dot(t), schedule.sigma_dot(t)
         else:
             alpha_dot = sigma_dot = zero
@@ -168,18 +182,7 @@ class AffinePath(ConditionalGaussianPath):
         target = cast(_Form, tuple(torch.where(empty, e, torch.where(clean, c, f)) for f, c, e in limits))
         limits = zip(noise, (zero, zero, zero), (1 / sigma, zero, zero), strict=True)
         noise = cast(_Form, tuple(torch.where(empty, e, torch.where(clean, c, f)) for f, c, e in limits))
-        if to == "target":
-            return target
-        if to == "noise":
-            return noise
-        if to == "velocity":
-            return cast(_Form, tuple(alpha_dot * a + sigma_dot * s for a, s in zip(target, noise, strict=True)))
-        if can_look(sigma) and bool(clear.any()):
-            raise ValueError(
-                f"the score is asked for where {self!r} has no noise left (sigma = 0): there it is the data's own, "
-                f"which the {given} does not tell; use a time below 1, or sigma_min > 0"
-            )
-        return cast(_Form, tuple(-part / sigma for part in noise))
+        return target, noise, (sigma, alpha_dot, sigma_dot)
 
     def config(self) -> dict[str, Schedule]:
         """The arguments that make this path again."""
@@ -190,3 +193,8 @@ class AffinePath(ConditionalGaussianPath):
 
 
 _Form: TypeAlias = tuple[Tensor, Tensor, Tensor]
+
+
+def _nothing(t: Tensor) -> float:
+    """What counts as zero: the cosine of a quarter turn is not 0 but a rounding."""
+    return 4 * torch.finfo(t.dtype).eps

@@ -31,7 +31,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowmatch.tensors import check_pair, check_time, expand_time, randn, with_rate
+from flowmatch.randomness import randn
+from flowmatch.tensors import check_pair, check_time, expand_time, with_rate
 
 __all__ = ["FunctionPath", "Path", "PathSample"]
 

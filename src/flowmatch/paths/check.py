@@ -22,7 +22,8 @@ from torch import Tensor
 
 from flowmatch.paths.base import Path
 from flowmatch.paths.gaussian import ConditionalGaussianPath
-from flowmatch.tensors import check_finite, check_pair, check_time, expand_time, randn
+from flowmatch.randomness import randn
+from flowmatch.tensors import check_finite, check_pair, check_time, expand_time
 
 __all__ = ["PathError", "PathReport", "check_path"]
 

@@ -30,7 +30,16 @@ import torch
 from torch import Tensor
 
 from flowmatch.paths.base import Path
-from flowmatch.tensors import can_look, check_pair, check_time, expand_time, gaussian_log_prob, time_dtype, with_rate
+from flowmatch.tensors import (
+    can_look,
+    check_pair,
+    check_time,
+    expand_time,
+    gaussian_log_prob,
+    shown,
+    time_dtype,
+    with_rate,
+)
 
 __all__ = ["ConditionalGaussianPath", "GaussianPath"]
 
@@ -155,8 +164,7 @@ def _line_up(name: str, value: Tensor | float, t: Tensor, x1: Tensor) -> Tensor:
 
 def _refuse_zero(std: Tensor, t: Tensor | float) -> None:
     if can_look(std) and not bool((std > 0).all()):
-        when = t if isinstance(t, float) else torch.as_tensor(t).flatten()[:4].tolist()
         raise ValueError(
-            f"the path's standard deviation is zero or negative at t = {when}: x_t then equals its mean and the "
+            f"the path's standard deviation is zero or negative at t = {shown(t)}: x_t then equals its mean and the "
             "velocity at another point is undefined; use sigma_min > 0 or a time below 1"
         )

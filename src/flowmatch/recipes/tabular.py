@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path as FilePath
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -177,7 +177,7 @@ def fit_flow(
     flow = FlowConfig(**hints_flow) if flow is None else flow
     train = TrainConfig(**hints_train) if train is None else train
     objective = make_objective(flow, classes, cond_dim)
-    path = make_path(flow)
+    path = cast(AffinePath, objective.path)
     model = make_model(flow, dim, classes, cond_dim, train.seed)
     trainer = Trainer(model, objective, data, config=train, holdout=holdout, out=out, callbacks=callbacks)
     result = trainer.fit(resume=resume)

@@ -28,18 +28,16 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from flowmatch.solvers.base import ODE
 from flowmatch.solvers.multistep import Multistep
+from flowmatch.typing import Kind
 
-__all__ = ["AffineMultistep", "AffineSchedule", "Kind", "Place", "one_of"]
-
-Kind: TypeAlias = Literal["velocity", "target", "noise", "score"]
-"""What the field of an equation predicts."""
+__all__ = ["AffineMultistep", "AffineSchedule", "Place", "one_of"]
 
 
 class AffineSchedule(Protocol):
@@ -114,11 +112,11 @@ class AffineMultistep(Multistep):
         if reading is None:
             low, high = self.schedule.interval
             t = min(max(t + 1e-3 * h, low), high)
-            reading = self._reading(t)
+            reading, scale = self._reading(t), self._straight(t)[1]
             if reading is None:
                 raise ValueError(f"a {self.kind} does not tell where the path goes at t = {t:g}: start elsewhere")
         of_y, of_value = reading
-        return place, y, of_y * y + of_value * equation(t, y * self._straight(t)[1])
+        return place, y, of_y * y + of_value * equation(t, y * scale)
 
     def _numbers(self, t: float, alpha: str = "alpha", sigma: str = "sigma") -> tuple[float, float]:
         """The two functions or their rates, for data in units of ``spread``."""

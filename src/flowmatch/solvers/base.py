@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flowmatch.tensors import take, time_dtype
+from flowmatch.tensors import check_shaped, take, time_dtype
 from flowmatch.typing import Cond, Field
 
 __all__ = ["ODE", "Solution", "SolveError", "Solver", "Step"]
@@ -47,11 +47,7 @@ class ODE:
         if not isinstance(t, Tensor):
             t = torch.full(x.shape[:1], t, dtype=time_dtype(x.dtype), device=x.device)
         velocity = self.field(t, x) if self.cond is None else self.field(t, x, self.cond)
-        if velocity.shape != x.shape:
-            raise ValueError(
-                f"the field returned shape {tuple(velocity.shape)} for x of shape {tuple(x.shape)}; "
-                "a velocity has the shape of x"
-            )
+        check_shaped(velocity, x, "field", "velocity")
         return velocity
 
     def take(self, index: Tensor) -> ODE:

@@ -34,9 +34,10 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from flowmatch.solvers.affine import AffineMultistep, AffineSchedule, Kind, Place, one_of
+from flowmatch.solvers.affine import AffineMultistep, AffineSchedule, Place, one_of
 from flowmatch.solvers.base import ODE
 from flowmatch.solvers.multistep import Known, integrate_basis
+from flowmatch.typing import Kind
 
 __all__ = ["DEIS", "DPMSolver", "Exponential", "UniPC"]
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from flowmatch.solvers.base import ODE, Solver, Step
 from flowmatch.solvers.runge_kutta import Kutta3
 
-__all__ = ["AdamsBashforth", "Multistep", "integrate_basis"]
+__all__ = ["AdamsBashforth", "Multistep", "adams_weights", "integrate_basis"]
 
 
 def integrate_basis(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
@@ -56,6 +56,13 @@ def integrate_basis(nodes: Sequence[float], moments: Sequence[float]) -> list[fl
                 powers = [(up - other * low) / (own - other) for up, low in zip(shifted, [*powers, 0.0], strict=True)]
         weights.append(sum(p * m for p, m in zip(powers, moments, strict=True)))
     return weights
+
+
+def adams_weights(start: float, end: float, others: Sequence[float]) -> tuple[float, list[float]]:
+    """Length of a step in a frame's own time, and the weights of the other nodes: those of Adams on any grid."""
+    length = end - start
+    nodes = [0.0, *((other - start) / length for other in others)]
+    return length, integrate_basis(nodes, [length / (k + 1) for k in range(len(nodes))])[1:]
 
 
 class Known(NamedTuple):
@@ -168,7 +175,4 @@ class AdamsBashforth(Multistep):
         return self.order
 
     def _weights(self, start: float, end: float, others: Sequence[float]) -> tuple[float, list[float]]:
-        h = end - start
-        nodes = [0.0, *((other - start) / h for other in others)]
-        weights = integrate_basis(nodes, [h / (k + 1) for k in range(len(nodes))])
-        return h, weights[1:]
+        return adams_weights(start, end, others)

@@ -26,9 +26,10 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from flowmatch.solvers.affine import AffineMultistep, AffineSchedule, Kind, one_of
+from flowmatch.solvers.affine import AffineMultistep, AffineSchedule, one_of
 from flowmatch.solvers.base import ODE
-from flowmatch.solvers.multistep import Known, integrate_basis
+from flowmatch.solvers.multistep import Known, adams_weights
+from flowmatch.typing import Kind
 
 __all__ = ["PathAdams"]
 
@@ -93,6 +94,4 @@ class PathAdams(AffineMultistep):
         return y * (scale if self.frame == "straight" else scale * math.hypot(place.gone, place.left))
 
     def _weights(self, start: float, end: float, others: Sequence[float]) -> tuple[float, list[float]]:
-        length = end - start
-        nodes = [0.0, *((other - start) / length for other in others)]
-        return length, integrate_basis(nodes, [length / (k + 1) for k in range(len(nodes))])[1:]
+        return adams_weights(start, end, others)

@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from flowmatch.tensors import rand, time_dtype
+from flowmatch.randomness import rand
+from flowmatch.tensors import time_dtype
 
 __all__ = ["TimesLaw", "check_interval", "onto", "within"]
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowmatch.randomness import drawn
 from flowmatch.times.base import TimesLaw, check_interval
 
 __all__ = ["Beta"]
@@ -59,11 +61,11 @@ class Beta(TimesLaw):
             raise ValueError(f"Beta needs a and b from 0.1 to 10000, got a={self.a} and b={self.b}")
 
     def _draw(self, n: int, generator: torch.Generator | None, device: torch.device | str | None) -> Tensor:
-        where = torch.device("cpu") if device is None else torch.device(device)
-        home = where if generator is None or generator.device.type == where.type else generator.device
-        shape = torch.tensor([self.a, self.b], dtype=torch.float64, device=home).expand(n, 2).contiguous()
-        gamma = torch._standard_gamma(shape, generator=generator)
-        return (gamma[:, 0] / gamma.sum(1)).to(where)
+        gamma = drawn(self._gamma, (n, 2), generator, device, torch.float64)
+        return gamma[:, 0] / gamma.sum(1)
+
+    def _gamma(self, shape: tuple[int, ...], generator: torch.Generator | None, **home: Any) -> Tensor:
+        return torch._standard_gamma(torch.tensor([self.a, self.b], **home).expand(shape).contiguous(), generator)
 
     def _density(self, t: Tensor) -> Tensor:
         log_p = torch.xlogy(torch.full_like(t, self.a - 1), t) + torch.xlogy(torch.full_like(t, self.b - 1), 1 - t)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowmatch.tensors import rand
+from flowmatch.randomness import rand, randperm
 from flowmatch.times.base import TimesLaw, check_interval, onto, within
 
 __all__ = ["Stratified", "Uniform"]
@@ -106,8 +106,7 @@ class Stratified(TimesLaw):
     ) -> Tensor:
         """Draw ``n`` times, shape ``(n,)``."""
         # The order must not follow the rows: a sorted batch would tie the time to the sample.
-        home = None if generator is None else generator.device
-        cell = torch.randperm(n, generator=generator, device=home).to(device or "cpu")
+        cell = randperm(n, generator, device)
         inside = rand((n,), generator, device, dtype if self.base is None else torch.float64)
         unit = (cell + inside) / max(n, 1)
         if self.base is None:

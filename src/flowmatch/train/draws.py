@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from flowmatch.errors import InputError
 from flowmatch.train.data import Batches, Data, mix
-from flowmatch.train.heldout import rows_in
+from flowmatch.train.heldout import rows_in, rows_of
 from flowmatch.typing import Cond
 
 __all__ = ["Draws"]
@@ -84,7 +83,7 @@ class Draws:
         if parts == 1:
             return whole
         first = part * self.batch_size
-        return pytree.tree_map(lambda leaf: leaf[first : first + self.batch_size] if _is_tensor(leaf) else leaf, whole)
+        return rows_of(whole, first, first + self.batch_size)
 
     def close(self) -> None:
         """End the worker thread; what it had not begun is dropped."""
@@ -136,7 +135,3 @@ class Draws:
         """All rows, once: a coupling that was fitted to a data set needs that very set."""
         generator = torch.Generator().manual_seed(mix(self.seed, _DRAW))
         return self.data.take(torch.arange(len(self.data)), generator)
-
-
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor)

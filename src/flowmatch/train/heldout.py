@@ -96,8 +96,8 @@ def rows_in(draw: Any) -> int:
     return next((len(leaf) for leaf in pytree.tree_leaves(draw) if isinstance(leaf, Tensor)), 0)
 
 
-def rows_of(draw: Any, first: int, last: int, device: torch.device) -> Any:
-    """Rows ``first`` to ``last`` of every tensor of a draw, on ``device``."""
+def rows_of(draw: Any, first: int, last: int, device: torch.device | None = None) -> Any:
+    """Rows ``first`` to ``last`` of every tensor of a draw, on ``device`` or where they are."""
 
     def pick(leaf: Any) -> Any:
         return leaf[first:last].to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
