@@ -45,6 +45,13 @@ def test_pairs_are_as_named_and_within_conditions_where_there_are_any():
         make_objective(FlowConfig(coupling="sinkhorn"), cond_dim=2)
 
 
+def test_a_missing_compiler_is_named_before_anything_is_written(monkeypatch):
+    monkeypatch.setattr("flowmatch.recipes.tabular.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'coupling ot needs numba; run: pip install "flowmatch\[ot\]"'):
+        make_objective(FlowConfig(coupling="ot"))
+    assert make_objective(FlowConfig(coupling="sinkhorn")).coupling == fm.Sinkhorn()
+
+
 @pytest.mark.parametrize("predicts", _choices("predicts"))
 def test_a_flow_of_any_kind_trains_samples_scores_and_is_saved(predicts, tmp_path):
     rows = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,7 @@ from flowmatch.errors import InputError
 from flowmatch.flow import Flow
 from flowmatch.persist import write_atomically
 from flowmatch.recipes.card import model_card
-from flowmatch.recipes.tabular import FlowConfig, fit_flow, suggest
+from flowmatch.recipes.tabular import FlowConfig, fit_flow, make_objective, suggest
 from flowmatch.train import TrainConfig, TrainResult, explain
 
 if TYPE_CHECKING:
@@ -87,8 +87,10 @@ class RunConfig(BaseModel):
             raise InputError("; ".join(explain(problem, cls) for problem in error.errors())) from None
 
     def codec(self, table: Table) -> TableCodec:
-        """The codec of the table under this config; raises if the table cannot be learnt from."""
-        return TableCodec.fit(table.frame, self.condition, columns=self.columns, drop=self.drop)
+        """The codec of the table under this config; raises if the table cannot be learnt from, or not in this way."""
+        codec = TableCodec.fit(table.frame, self.condition, columns=self.columns, drop=self.drop)
+        make_objective(self.flow, codec.classes, codec.cond_dim)
+        return codec
 
     def to_yaml(self) -> str:
         """The config as YAML text; :meth:`parse` reads it back."""

@@ -12,6 +12,7 @@ residual MLP. What the defaults weigh:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path as FilePath
 from typing import Any, Literal, cast
 
@@ -109,10 +110,13 @@ def make_objective(config: FlowConfig, classes: int = 0, cond_dim: int = 0) -> F
     """The objective that a config names; with a condition, pairs are made within or near it.
 
     Raises:
-        InputError: entropic pairs with a numeric condition, for which there is no plan that keeps the source's law.
+        InputError: entropic pairs with a numeric condition, for which there is no plan that keeps the source's law, or
+            exact pairs without numba.
     """
     if cond_dim and config.coupling == "sinkhorn":
         raise InputError("coupling sinkhorn does not go with a numeric condition; use coupling ot or independent")
+    if config.coupling == "ot" and find_spec("numba") is None:
+        raise InputError('coupling ot needs numba; run: pip install "flowmatch[ot]"')
     path = make_path(config)
     low, high = path.interval
     laws = {"uniform": Uniform, "stratified": Stratified, "logit-normal": LogitNormal, "mode": Mode}

@@ -125,4 +125,6 @@ def explain(problem: Any, model: type[BaseModel]) -> str:
         return f"there is no option {'.'.join(place)}; {hint}"
     said = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     what = f" ({field.description})" if field is not None and field.description else ""
-    return f"{name}{what}: {said}, got {problem['input']!r}" if name else str(said)
+    # What holds between options names them itself, and its input is the whole config.
+    between = problem["type"] == "value_error" and isinstance(problem["input"], dict)
+    return f"{name}{what}: {said}, got {problem['input']!r}" if name and not between else str(said)
