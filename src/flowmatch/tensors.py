@@ -118,10 +118,12 @@ def check_kin(x0: Tensor, x1: Tensor) -> None:
 
 
 def check_shaped(value: Any, x: Tensor, who: str, what: str) -> None:
-    """Raise ValueError unless what a user's ``who`` returned is a tensor of the shape of ``x``, as a ``what`` is."""
+    """Raise ValueError unless what a user's ``who`` returned is a tensor of the shape of ``x``, on its device."""
     if not isinstance(value, Tensor) or value.shape != x.shape:
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"the {who} returned {found} for x of shape {tuple(x.shape)}; a {what} has the shape of x")
+    if value.device != x.device:
+        raise ValueError(f"the {who} returned a tensor on {value.device} for x on {x.device}; move one to the other")
 
 
 def shown(t: Tensor | float) -> float | list[float]:

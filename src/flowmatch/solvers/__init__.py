@@ -1,6 +1,7 @@
 """Solvers: how an equation is integrated. They know no path and no network."""
 
-from flowmatch.solvers.base import ODE, Solution, SolveError, Solver, Step
+from flowmatch.solvers.base import ODE, FieldError, Progress, Solution, SolveError, Solver, Step
+from flowmatch.solvers.controllers import Controller
 from flowmatch.solvers.drive import solve
 from flowmatch.solvers.embedded import BS32, DOP853, Dopri5, Tsit5
 from flowmatch.solvers.exponential import DEIS, DPMSolver, Exponential, UniPC
@@ -17,15 +18,18 @@ __all__ = [
     "ODE",
     "RK4",
     "AdamsBashforth",
+    "Controller",
     "DPMSolver",
     "Dopri5",
     "Euler",
     "Exponential",
+    "FieldError",
     "Heun",
     "Kutta3",
     "Midpoint",
     "Multistep",
     "PathAdams",
+    "Progress",
     "Ralston",
     "RungeKutta",
     "Solution",

@@ -4,28 +4,45 @@ A step with local error estimate ``e`` is accepted when
 
 .. math:: \| e / (\mathrm{atol} + \mathrm{rtol} \max(|x|, |x_{new}|)) \| \le 1,
 
-and the next step is :math:`h \cdot 0.9 \, \|e\|^{-0.17} \|e_{prev}\|^{0.04}`, kept within a factor of 0.2 to 10
-(the PI controller of the original DOPRI5 code for order 5; for order ``p`` the exponents are
-:math:`1/p - 0.03` and 0.04). Norm, decision and step are per sample, so a sample's result does
-not depend on its batch mates; samples that have arrived leave the batch, so no call is spent on
-them. A step below a few roundings of ``t`` would not move the clock: the solve then stops and says where.
+and a :class:`~flowmatch.solvers.Controller` makes the next step from the sizes of the last errors. Norm, decision and
+step are per sample, so a sample's result does not depend on its batch mates; samples that have arrived leave the
+batch, so no call is spent on them. A step below a few roundings of ``t`` would not move the clock: the solve then
+stops and says where.
 
-Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations, volume I, 1993, section II.4, and
+**Times in between.** A pair may come with a polynomial through its own stages, :math:`x(t + \theta h) = x + h \sum_i
+b_i(\theta) k_i`, of nearly the order of the step and without a call. Times asked for are read from the step that
+passes them, sample by sample.
+
+**Overhead.** A step is a few calls of a network, and on a small one some forty tensor operations beside them are a
+third of the bill. So the decisions of an attempt are read by the host at once, and what concerns single samples is
+done only in attempts where a sample was refused or arrived.
+
+Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations, volume I, 1993, sections II.4 and II.6, and
 volume II, 1996, section IV.2.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowmatch.solvers.base import ODE, Solution, SolveError, Solver
-from flowmatch.tensors import check_finite, expand_time, mean_event, take, time_dtype
+from flowmatch.solvers.base import ODE, FieldError, Progress, Solution, SolveError, Solver, Step
+from flowmatch.solvers.between import Between
+from flowmatch.solvers.controllers import Controller
+from flowmatch.tensors import check_finite, expand_time, take, time_dtype
 
-__all__ = ["Adaptive", "CountedCalls"]
+__all__ = ["Adaptive", "CountedCalls", "rms"]
+
+
+def rms(error: Tensor) -> Tensor:
+    """Root mean square over the event, ``(B, *event) -> (B,)``: the size of a scaled error."""
+    flat = error.flatten(1) if error.ndim > 1 else error[:, None]
+    size: Tensor = torch.linalg.vector_norm(flat, dim=1) / max(flat.shape[1], 1) ** 0.5
+    return size
 
 
 class CountedCalls:
@@ -39,9 +56,11 @@ class CountedCalls:
 
         def counted(t: Tensor, x: Tensor, *cond: Any) -> Tensor:
             self.count += 1
-            return equation.field(t, x.to(dtype), *cond).to(x.dtype)
+            value = equation.field(t, x.to(dtype), *cond)
+            # What is no tensor is refused, with a message, by the equation.
+            return value.to(x.dtype) if isinstance(value, Tensor) else value
 
-        self.equation = ODE(counted, equation.cond, equation.norm)
+        self.equation = replace(equation, field=counted)
 
 
 @dataclass
@@ -53,11 +72,22 @@ class _Lane:
     h: Tensor
     x: Tensor
     state: Any
-    last_error: Tensor
+    errors: tuple[Tensor, Tensor]  # sizes of the last two accepted errors
+    accepted: Tensor
 
     def take(self, keep: Tensor) -> _Lane:
         rows = keep.nonzero().flatten()
         return _Lane(*(take(part, rows) for part in vars(self).values()))
+
+
+class _Attempt(NamedTuple):
+    """The lane after an attempt, who arrived, and what the host has to know of it."""
+
+    lane: _Lane
+    there: Tensor
+    stuck: Tensor
+    some_there: bool
+    some_stuck: bool
 
 
 class Adaptive:
@@ -69,38 +99,51 @@ class Adaptive:
         solver: Solver,
         times: list[float],
         tolerances: tuple[float, float],
-        max_nfe: int | None,
         x: Tensor,
+        *,
+        controller: Controller,
+        step: Callable[..., Step],
+        max_nfe: int | None,
+        callback: Callable[[Progress], Any] | None,
     ) -> None:
         self.calls = CountedCalls(equation, x.dtype)
-        self.solver, self.times, self.max_nfe = solver, times, max_nfe
+        self.solver, self.times, self.max_nfe, self.step, self.callback = solver, times, max_nfe, step, callback
         self.rtol, self.atol = tolerances
-        self.norm = equation.norm or (lambda e: mean_event(e * e).sqrt())
+        self.controller, self.weights = controller, controller.weights(solver.order)
+        self.norm = equation.norm or rms
         self.start, self.kind = x, time_dtype(x.dtype)
+        self.sign = 1.0 if times[-1] > times[0] else -1.0
         self.least = 8 * torch.finfo(self.kind).eps * max(1.0, abs(times[0]), abs(times[-1]))
         self.spent, self.accepted, self.rejected = (
             torch.zeros(x.shape[0], dtype=torch.long, device=x.device) for _ in range(3)
         )
+        self.status = "finished"
 
-    def run(self, save: bool) -> Solution:
-        self.save, self.done = save, 0
+    def run(self, save: bool | list[float]) -> Solution:
+        """Solve; ``save`` asks for the states at the times of the grid, or at times in between."""
+        self.save, self.done = save is True, 0
         lane = self._start(self.start.to(self.kind))
         self.states = [lane.x]
+        self.between = Between(save, self.times[0], lane.x) if isinstance(save, list) else None
         for target in self.times[1:]:
             lane = self._travel(lane, target)
-            if bool((lane.t != target).any()):
+            if self.status != "finished":
                 break
             self.done += 1
-            if save:
+            if self.save:
                 self.states.append(lane.x)
-        return self._solution(lane, "finished" if self.done == len(self.times) - 1 else "max_nfe")
+        return self._solution(lane, self.status)
 
     def _solution(self, lane: _Lane, status: str) -> Solution:
         kind = self.start.dtype
+        times = self.times[: self.done + 1]
+        trajectory = torch.stack(self.states) if self.save else None
+        if self.between is not None:
+            times, trajectory = self.between.collect(lane.t, self.sign > 0)
         return Solution(
-            t=torch.tensor(self.times[: self.done + 1], dtype=self.kind, device=lane.x.device),
+            t=torch.tensor(times, dtype=self.kind, device=lane.x.device),
             x=lane.x.to(kind),
-            trajectory=torch.stack(self.states).to(kind) if self.save else None,
+            trajectory=None if trajectory is None else trajectory.to(kind),
             nfe=self.calls.count,
             nfe_per_sample=self.spent,
             accepted=self.accepted,
@@ -113,51 +156,127 @@ class Adaptive:
         """First step size of every sample, by the size of the first and second derivative (Hairer II.4)."""
         size, equation, t = x.shape[0], self.calls.equation, self.times[0]
         time = torch.full((size,), t, dtype=self.kind, device=x.device)
-        state = self.solver.init(equation, time, x)
-        with torch.no_grad():
-            slope = state if isinstance(state, Tensor) else equation(time, x)
-            scale = self._scale(x.abs())
-            d0, d1 = self.norm(x / scale), self.norm(slope / scale)
-            span = abs(self.times[-1] - t)
-            h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.full_like(d0, 1e-6), 0.01 * d0 / d1).clamp(max=span)
-            sign = 1.0 if self.times[-1] > t else -1.0
-            trial = x + expand_time(sign * h0, x) * slope
-            bend = equation(time + sign * h0, trial)
-            d2 = self.norm((bend - slope) / scale) / h0
-            steepest = torch.maximum(d1, d2)
-            h1 = torch.where(
-                steepest <= 1e-15, (h0 * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / self.solver.order)
-            )
-            h = torch.minimum(100 * h0, h1)
+        nothing = _Lane(torch.arange(size, device=x.device), time, time, x, None, (time, time), self.accepted)
+        try:
+            state = self.solver.init(equation, time, x)
+            with torch.no_grad():
+                slope = state if isinstance(state, Tensor) else equation(time, x)
+                scale = self._scale(x.abs())
+                d0, d1 = self.norm(x / scale), self.norm(slope / scale)
+                span = abs(self.times[-1] - t)
+                h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.full_like(d0, 1e-6), 0.01 * d0 / d1).clamp(max=span)
+                trial = x + expand_time(self.sign * h0, x) * slope
+                bend = equation(time + self.sign * h0, trial)
+                d2 = self.norm((bend - slope) / scale) / h0
+                steepest = torch.maximum(d1, d2)
+                h1 = torch.where(
+                    steepest <= 1e-15, (h0 * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / self.solver.order)
+                )
+                h = torch.minimum(100 * h0, h1)
+        except (ValueError, RuntimeError) as error:
+            self.states, self.between = [x], None
+            raise FieldError.at(t, error, self._solution(nothing, "failed")) from error
         self.spent += self.calls.count
         # A start that is not finite is told as such by the first step, not by a step size of nan.
         h = torch.where(torch.isfinite(h), h, torch.full_like(h, span)).clamp(min(self.least, span), span)
-        return _Lane(torch.arange(size, device=x.device), time, h.to(self.kind), x, state, torch.ones_like(time))
+        one = torch.ones_like(time)
+        return replace(nothing, h=h.to(self.kind), state=state, errors=(one, one))
 
     def _travel(self, lane: _Lane, target: float) -> _Lane:
         """Bring every sample to ``target``; those that arrive leave the lane and wait."""
         arrived: list[_Lane] = []  # stays empty for an empty batch only
         equation = self.calls.equation.take(lane.index) if lane.index.shape[0] else self.calls.equation
+        lane, tries = replace(lane, accepted=torch.zeros_like(lane.index)), 0
         while lane.index.shape[0]:
             if self.max_nfe is not None and self.calls.count + self.solver.evaluations > self.max_nfe:
+                self.status = "max_nfe"
+            if self.status != "finished":
+                self._settle(lane, tries)
                 arrived.append(lane)
                 break
-            lane, there = self._attempt(equation, lane, target)
-            stuck = ~there & (lane.h < self.least)
-            if bool(stuck.any()):
+            try:
+                lane, there, stuck, some_there, some_stuck = self._attempt(equation, lane, target)
+            except (ValueError, RuntimeError) as error:
+                self._settle(lane, tries)
+                partial = self._solution(_merge([*arrived, lane]), "failed")
+                raise FieldError.at(float((self.sign * lane.t).min()) * self.sign, error, partial) from error
+            tries += 1
+            if some_stuck:
+                self._settle(lane, tries)
                 self._fail(stuck, lane, arrived)
-            if bool(there.any()):
-                arrived.append(lane.take(there))
+            if self.callback is not None and self.callback(Progress(lane.index, lane.t, lane.x, self.calls.count)):
+                self.status = "stopped"
+            if some_there:
+                home = lane.take(there)
+                self._settle(home, tries)
+                arrived.append(home)
                 lane = lane.take(~there)
                 equation = self.calls.equation.take(lane.index)
         return _merge(arrived) if arrived else lane
+
+    def _settle(self, lane: _Lane, tries: int) -> None:
+        """Book the attempts of samples that leave the lane; all of them took part in all attempts."""
+        self.spent[lane.index] += tries * self.solver.evaluations
+        self.accepted[lane.index] += lane.accepted
+        self.rejected[lane.index] += tries - lane.accepted
+
+    def _attempt(self, equation: ODE, lane: _Lane, target: float) -> _Attempt:
+        """One step of every sample on its way, kept where its error is within the tolerance."""
+        remaining = target - lane.t
+        # A sliver left at the end would cost a whole step: stretch by up to 1 % to swallow it.
+        ends = lane.h * 1.01 >= remaining * self.sign
+        h = torch.where(ends, remaining, self.sign * lane.h)
+        new, state, error, dense = self.step(self.solver, equation, lane.t, h, lane.x, lane.state)
+        assert error is not None
+        with torch.no_grad():
+            size = self.norm(error / self._scale(torch.maximum(lane.x.abs(), new.abs()))).to(self.kind)
+            good = size <= 1  # a nan is not
+            there = good & ends
+            floor = size.clamp(min=1e-10)
+            factor = self._factor(floor, lane.errors)
+            next_h = h.abs() * factor
+            stuck = ~there & (next_h < self.least)
+            # One look for all decisions: on an accelerator each would wait for the queue.
+            flags = torch.stack([good.all(), there.any(), stuck.any(), torch.isfinite(size).all()])
+            all_good, some_there, some_stuck, all_finite = flags.tolist()
+            if not all_good:
+                next_h = torch.where(good, next_h, h.abs() * factor.clamp(max=1.0))
+                stuck = ~there & (next_h < self.least)
+                some_stuck = bool(stuck.any())
+            if some_there:
+                # A step cut short by the target says little about the natural one: never shrink because of it.
+                next_h = torch.where(there, torch.maximum(next_h, lane.h), next_h)
+        if torch.is_grad_enabled() and not all_finite:
+            new, state = self._again(equation, lane, h, good)
+        time, errors = lane.t + h, (floor.clamp(min=1e-4), lane.errors[0])
+        if some_there:
+            time = torch.where(there, torch.full_like(time, target), time)
+        if self.between is not None:
+            assert dense is not None
+            self.between.read(lane.index, lane.t, time, good, dense)
+        if not all_good:
+            time = torch.where(good, time, lane.t)
+            new = _choose(good, new, lane.x)
+            state = _choose(good, state, lane.state) if isinstance(state, Tensor) else state
+            errors = (_choose(good, errors[0], lane.errors[0]), _choose(good, errors[1], lane.errors[1]))
+        lane = _Lane(lane.index, time, next_h, new, state, errors, lane.accepted + good)
+        return _Attempt(lane, there, stuck, some_there, some_stuck)
+
+    def _factor(self, size: Tensor, errors: tuple[Tensor, Tensor]) -> Tensor:
+        """How much longer the next step is; the shortest where the size is not finite."""
+        control = self.controller
+        factor = control.safety * size ** -self.weights[0]
+        for weight, last in zip(self.weights[1:], errors, strict=True):
+            if weight:
+                factor = factor * last**-weight
+        return factor.nan_to_num(nan=control.least).clamp(control.least, control.most)
 
     def _again(self, equation: ODE, lane: _Lane, h: Tensor, good: Tensor) -> tuple[Tensor, Any]:
         """The step of the good samples alone: in a backward pass an overflow of the others would make 0 x inf = nan."""
         rows = good.nonzero().flatten()
         new, state, part = lane.x, lane.state, lane.take(good)
         if rows.shape[0]:
-            step = self.solver.step(equation.take(rows), part.t, h[rows], part.x, part.state)
+            step = self.step(self.solver, equation.take(rows), part.t, h[rows], part.x, part.state)
             self.spent[part.index] += self.solver.evaluations
             new = new.index_copy(0, rows, step.x)
             state = state.index_copy(0, rows, step.state) if isinstance(state, Tensor) else step.state
@@ -175,40 +294,7 @@ class Adaptive:
 
     def _scale(self, size: Tensor) -> Tensor:
         # With atol = 0 a component that is and stays zero has no error, not an error of 0/0.
-        return (self.atol + self.rtol * size).clamp(min=torch.finfo(size.dtype).tiny)
-
-    def _attempt(self, equation: ODE, lane: _Lane, target: float) -> tuple[_Lane, Tensor]:
-        remaining = target - lane.t
-        sign = 1.0 if self.times[-1] > self.times[0] else -1.0
-        # A sliver left at the end would cost a whole step: stretch by up to 1 % to swallow it.
-        ends = lane.h * 1.01 >= remaining.abs()
-        h = torch.where(ends, remaining, sign * lane.h)
-        new, state, error = self.solver.step(equation, lane.t, h, lane.x, lane.state)
-        self.spent[lane.index] += self.solver.evaluations
-        assert error is not None
-        with torch.no_grad():
-            scale = self._scale(torch.maximum(lane.x.abs(), new.abs()))
-            size = self.norm(error / scale).to(self.kind)
-            good = size <= 1  # a nan is not
-            floor = size.clamp(min=1e-10)
-            factor = 0.9 * floor ** -(1 / self.solver.order - 0.03) * lane.last_error**0.04
-            factor = torch.where(torch.isfinite(size), factor, torch.full_like(factor, 0.2)).clamp(0.2, 10.0)
-            factor = torch.where(good, factor, factor.clamp(max=1.0))
-            # A step cut short by the target says little about the natural one: never shrink because of it.
-            next_h = torch.where(good & ends, torch.maximum(h.abs() * factor, lane.h), h.abs() * factor)
-        if torch.is_grad_enabled() and not bool(torch.isfinite(size).all()):
-            new, state = self._again(equation, lane, h, good)
-        self.accepted[lane.index] += good
-        self.rejected[lane.index] += ~good
-        lane = _Lane(
-            index=lane.index,
-            t=torch.where(good, torch.where(ends, torch.full_like(lane.t, target), lane.t + h), lane.t),
-            h=next_h,
-            x=_choose(good, new, lane.x),
-            state=_choose(good, state, lane.state) if isinstance(state, Tensor) else state,
-            last_error=torch.where(good, floor.clamp(min=1e-4), lane.last_error),
-        )
-        return lane, good & ends
+        return (self.rtol * size + self.atol).clamp_(min=torch.finfo(size.dtype).tiny)
 
 
 def _choose(good: Tensor, new: Tensor, old: Tensor) -> Tensor:
@@ -217,7 +303,12 @@ def _choose(good: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 def _merge(lanes: list[_Lane]) -> _Lane:
     """Put the samples back in the order of the batch."""
-    parts = zip(*(vars(lane).values() for lane in lanes), strict=True)
-    whole = _Lane(*(torch.cat(part) if isinstance(part[0], Tensor) else part[0] for part in parts))
+    whole = _Lane(*(_join(list(part)) for part in zip(*(vars(lane).values() for lane in lanes), strict=True)))
     order = whole.index.argsort()
     return _Lane(*(take(part, order) for part in vars(whole).values()))
+
+
+def _join(parts: list[Any]) -> Any:
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]

@@ -19,7 +19,7 @@ from torch import Tensor
 from flowmatch.tensors import check_shaped, take, time_dtype
 from flowmatch.typing import Cond, Field
 
-__all__ = ["ODE", "Solution", "SolveError", "Solver", "Step"]
+__all__ = ["ODE", "FieldError", "Progress", "Solution", "SolveError", "Solver", "Step"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class ODE:
         field: velocity ``(t, x) -> (B, *event)``, or ``(t, x, cond)`` when there is a condition.
         cond: condition of every sample, or ``None``.
         norm: size of a scaled error, ``(B, *event) -> (B,)``; the root mean square by default.
+        singular: times at which the field is not defined, such as the end of a path without noise. Where a solve
+            starts or ends at one, the field is asked a little inside instead; see :func:`flowmatch.solve`.
 
     Example:
         >>> ode = ODE(lambda t, x: -x)
@@ -41,6 +43,7 @@ class ODE:
     field: Field
     cond: Cond = None
     norm: Callable[[Tensor], Tensor] | None = None
+    singular: tuple[float, ...] = ()
 
     def __call__(self, t: Tensor | float, x: Tensor) -> Tensor:
         """Velocity at ``(t, x)``; the field always sees ``t`` of shape ``(B,)``."""
@@ -62,11 +65,29 @@ class Step(NamedTuple):
         x: state after the step ``(B, *event)``.
         state: the solver's own memory for the next step.
         error: estimate of the local error ``(B, *event)``, or ``None``.
+        dense: state at shares of the step in ``[0, 1]`` for some rows, ``(n,), (n,) -> (n, *event)``, or ``None``.
     """
 
     x: Tensor
     state: Any
     error: Tensor | None = None
+    dense: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+class Progress(NamedTuple):
+    """What a callback is told after every step; if it returns ``True`` the solve stops there.
+
+    Attributes:
+        rows: places in the batch of the samples that are still on their way ``(b,)``.
+        t: their times ``(b,)``.
+        x: their states ``(b, *event)``.
+        nfe: number of field calls so far.
+    """
+
+    rows: Tensor
+    t: Tensor
+    x: Tensor
+    nfe: int
 
 
 class Solver(ABC):
@@ -76,11 +97,13 @@ class Solver(ABC):
         order: global order, the slope of log error against log step.
         evaluations: field calls per step, the first step of a solve aside.
         adaptive: whether :meth:`step` estimates its error.
+        dense: whether its steps tell the states in between.
     """
 
     order: int
     evaluations: int
     adaptive: bool = False
+    dense: bool = False
 
     def init(self, equation: ODE, t: Tensor | float, x: Tensor) -> Any:
         """Memory at the start of a solve; every tensor in it has the leading dimension ``B``."""
@@ -100,15 +123,16 @@ class Solution:
     """What a solve returns.
 
     Attributes:
-        t: times of the grid that were reached ``(T,)``: the whole grid unless the solve stopped early.
+        t: times of the grid that were reached ``(T,)``, or those given as ``save``: all unless the solve stopped early.
         x: state at the last time ``(B, *event)``, or at ``reached`` if the solve stopped early.
-        trajectory: states at these times ``(T, B, *event)`` if ``save=True``, else ``None``.
+        trajectory: states at these times ``(T, B, *event)`` if asked for by ``save``, else ``None``.
         nfe: number of field calls.
         nfe_per_sample: field evaluations spent on each sample ``(B,)``.
         accepted: steps accepted for each sample ``(B,)``.
         rejected: steps rejected for each sample ``(B,)``.
         reached: time that each sample has reached ``(B,)``; in a failed solve, the last at which it was finite.
-        status: ``"finished"``, ``"max_nfe"`` if the budget ran out first, or ``"failed"`` inside a :class:`SolveError`.
+        status: ``"finished"``, ``"max_nfe"`` if the budget ran out first, ``"stopped"`` if the callback said so, or
+            ``"failed"`` inside a :class:`SolveError`.
     """
 
     t: Tensor
@@ -123,6 +147,10 @@ class Solution:
 
     def whole(self) -> Solution:
         """This solution if every sample arrived, else a :class:`SolveError`: for callers that want a state alone."""
+        if self.status == "stopped":
+            raise SolveError(
+                "the callback stopped the solve before every sample had arrived: take what there is from solve()", self
+            )
         if self.status != "finished":
             raise SolveError(
                 f"max_nfe ran out after {self.nfe} field calls, before every sample had arrived: give more, loosen the "
@@ -146,3 +174,20 @@ class SolveError(RuntimeError):
     def __init__(self, message: str, solution: Solution) -> None:
         super().__init__(message)
         self.solution = solution
+
+
+class FieldError(SolveError, ValueError):
+    """The field itself failed, or returned what is no velocity; ``solution`` holds what there was.
+
+    Example:
+        >>> from flowmatch.solvers import Euler, solve
+        >>> solve(ODE(lambda t, x: 3.0), torch.ones(1, 2), solver=Euler(), steps=2)
+        Traceback (most recent call last):
+            ...
+        flowmatch.solvers.base.FieldError: the solve had come to t = 0: the field returned float for x of ...
+    """
+
+    @classmethod
+    def at(cls, t: float, error: Exception, solution: Solution) -> FieldError:
+        """The error of a call, told with the time that the solve had reached."""
+        return cls(f"the solve had come to t = {t:g}: {error}", solution)

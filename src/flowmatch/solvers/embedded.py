@@ -3,9 +3,10 @@ r"""Runge-Kutta pairs: two methods on the same stages, whose difference estimate
 .. math:: x_{new} = x + h \sum_i b_i k_i, \qquad e = h \sum_i (b_i - \hat b_i) k_i
 
 The step is taken with the better method and controlled by the difference. In the pairs of order 3 and 5 the last stage
-sits at the new state, so it is the first stage of the next step and costs nothing.
+sits at the new state, so it is the first stage of the next step and costs nothing; they also have dense output.
 
-Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 1993, sections II.4 and II.5.
+Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 1993, sections II.4 to II.6; Shampine, Some
+practical Runge-Kutta formulas, 1986, for the dense output of Dormand and Prince.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class BS32(RungeKutta):
         order=3,
         b_low=(7 / 24, 1 / 4, 1 / 3, 1 / 8),
         order_low=2,
+        dense=((1.0, -4 / 3, 5 / 9), (0.0, 1.0, -2 / 3), (0.0, 4 / 3, -8 / 9), (0.0, -1.0, 1.0)),
     )
 
 
@@ -70,6 +72,15 @@ class Dopri5(RungeKutta):
         order=5,
         b_low=(5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
         order_low=4,
+        dense=(
+            (1.0, -8048581381 / 2820520608, 8663915743 / 2820520608, -12715105075 / 11282082432),
+            (0.0, 0.0, 0.0, 0.0),
+            (0.0, 131558114200 / 32700410799, -68118460800 / 10900136933, 87487479700 / 32700410799),
+            (0.0, -1754552775 / 470086768, 14199869525 / 1410260304, -10690763975 / 1880347072),
+            (0.0, 127303824393 / 49829197408, -318862633887 / 49829197408, 701980252875 / 199316789632),
+            (0.0, -282668133 / 205662961, 2019193451 / 616988883, -1453857185 / 822651844),
+            (0.0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423),
+        ),
     )
 
 
@@ -118,6 +129,15 @@ class Tsit5(RungeKutta):
             1 / 66,
         ),
         order_low=4,
+        dense=(
+            (1.0, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
+            (0.0, 0.1317, -0.2234, 0.1017),
+            (0.0, 3.9302962368947516, -5.941033872131505, 2.490627285651253),
+            (0.0, -12.411077166933676, 30.33818863028232, -16.548102889244902),
+            (0.0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
+            (0.0, -27.896526289197286, 65.09189467479366, -34.87065786149661),
+            (0.0, 1.5, -4.0, 2.5),
+        ),
     )
 
 

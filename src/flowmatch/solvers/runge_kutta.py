@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import ClassVar
 
 import torch
@@ -32,6 +33,7 @@ class RungeKutta(Solver):
         super().__init_subclass__()
         cls.order = cls.tableau.order
         cls.adaptive = bool(cls.tableau.error)
+        cls.dense = bool(cls.tableau.dense)
         cls.evaluations = len(cls.tableau.b) - cls.tableau.first_same_as_last
 
     def init(self, equation: ODE, t: Tensor | float, x: Tensor) -> Tensor | None:
@@ -40,14 +42,16 @@ class RungeKutta(Solver):
     def step(self, equation: ODE, t: Tensor | float, h: Tensor | float, x: Tensor, state: Tensor | None) -> Step:
         table = self.tableau
         stages: list[Tensor] = [equation(t, x) if state is None else state]
+        times = _times(t, h, table.c)
         new = x
-        for row, c in zip(table.a[1:], table.c[1:], strict=True):
+        for row, time in zip(table.a[1:], times[1:], strict=True):
             new = advance(x, h, row, stages)
-            stages.append(equation(t + c * h, new))
+            stages.append(equation(time, new))
         if not table.first_same_as_last:
             new = advance(x, h, table.b, stages)
         error = self._error(equation, h, x, stages) if table.error else None
-        return Step(new, stages[-1] if table.first_same_as_last else None, error)
+        dense = partial(_within, table.dense, h, x, stages) if table.dense and isinstance(h, Tensor) else None
+        return Step(new, stages[-1] if table.first_same_as_last else None, error, dense)
 
     def _error(self, equation: ODE, h: Tensor | float, x: Tensor, stages: list[Tensor]) -> Tensor:
         """Estimate of the local error: the difference of the two methods of the pair."""
@@ -61,11 +65,46 @@ def advance(x: Tensor, h: Tensor | float, weights: Sequence[float], stages: Sequ
             if weight:
                 x = torch.add(x, stage, alpha=h * weight)
         return x
+    used = [(weight, stage) for weight, stage in zip(weights, stages, strict=True) if weight]
+    if not used:
+        return x
+    if len(used) == 1:
+        slope = used[0][0] * used[0][1]
+    else:
+        # One product instead of an operation a stage: on a small network these are a good part of a step.
+        stack = torch.stack([stage for _, stage in used])
+        row = _row(tuple(weight for weight, _ in used), stack.dtype, stack.device)
+        slope = (row @ stack.flatten(1)).reshape(stack.shape[1:])
+    return torch.addcmul(x, expand_time(h, x), slope).to(x.dtype)
+
+
+def _times(t: Tensor | float, h: Tensor | float, nodes: tuple[float, ...]) -> Sequence[Tensor | float]:
+    if not isinstance(t, Tensor) or not isinstance(h, Tensor):
+        return [t + c * h for c in nodes]
+    return torch.addcmul(t, _row(nodes, h.dtype, h.device)[:, None], h).unbind()
+
+
+def _within(
+    table: tuple[tuple[float, ...], ...], h: Tensor, x: Tensor, stages: list[Tensor], share: Tensor, rows: Tensor
+) -> Tensor:
+    """State at shares ``(n,)`` of the steps of some rows ``(n,)``."""
     slope: Tensor | None = None
-    for weight, stage in zip(weights, stages, strict=True):
-        if weight:
-            slope = weight * stage if slope is None else torch.add(slope, stage, alpha=weight)
-    return x if slope is None else (x + expand_time(h, x) * slope).to(x.dtype)
+    for polynomial, stage in zip(table, stages, strict=True):
+        if any(polynomial):
+            weight = torch.zeros_like(share)
+            for coefficient in reversed(polynomial):
+                weight = (weight + coefficient) * share
+            part = expand_time(weight * h[rows], x[rows]) * stage[rows]
+            slope = part if slope is None else slope + part
+    assert slope is not None
+    return (x[rows] + slope).to(x.dtype)
+
+
+@lru_cache
+def _row(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of a tableau as a tensor, made once: a copy to an accelerator at every stage would wait for it."""
+    with torch.inference_mode(False):  # kept beyond this solve, which may be the one without gradients
+        return torch.tensor(weights, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
