@@ -112,6 +112,7 @@ def test_a_part_of_the_way_can_be_asked_for():
         (lambda: log_snr_grid(4, fm.Linear(), span=(1.0, 0.0)), "span must run from the noise to the data"),
         (lambda: log_snr_grid(4, fm.VarianceExploding(), (-20.0, 2.0)), "choose levels that it has, or fewer steps"),
         (lambda: path_grid(4, fm.Linear(), -1.0), "spread must be a positive number, got -1.0"),
+        (lambda: path_grid(4, fm.Linear(), crowd=(1.0, 0.0)), r"crowd must hold two positive powers, got \(1.0, 0.0\)"),
         (lambda: path_grid(4, fm.Linear(), 1.0, "round"), "frame must be angle or straight, got 'round'"),
         (lambda: uniform_grid(4, (0.5, 0.5)), r"span must hold two different finite times, got \(0.5, 0.5\)"),
     ],
@@ -119,3 +120,30 @@ def test_a_part_of_the_way_can_be_asked_for():
 def test_grids_that_make_no_sense_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("frame", ["angle", "straight"])
+def test_crowded_ends_have_smaller_steps_and_keep_the_ends(frame):
+    even = path_grid(16, fm.Linear(), 1.0, frame)
+    torch.testing.assert_close(path_grid(16, fm.Linear(), 1.0, frame, crowd=(1.0, 1.0)), even, rtol=0, atol=0)
+    for crowd in ((1.5, 1.0), (1.0, 1.5), (1.3, 1.3), (0.7, 1.0)):
+        grid = path_grid(16, fm.Linear(), 1.0, frame, crowd=crowd)
+        steps, own = grid.diff(), even.diff()
+        assert (steps > 0).all()
+        assert grid[[0, -1]].tolist() == [0, 1]
+        for end, power in zip((0, -1), crowd, strict=True):
+            if power != 1.0:
+                assert (steps[end] < own[end]) == (power > 1)
+
+
+def test_crowding_belongs_to_noise_and_data_whichever_way_the_solve_goes():
+    there = path_grid(7, fm.Cosine(), crowd=(1.5, 1.1), span=(0.1, 0.9))
+    back = path_grid(7, fm.Cosine(), crowd=(1.5, 1.1), span=(0.9, 0.1))
+    torch.testing.assert_close(back, there.flip(0), rtol=0, atol=1e-14)
+
+
+def test_crowding_is_the_formula():
+    u = torch.arange(6, dtype=torch.float64) / 5
+    torch.testing.assert_close(
+        path_grid(5, fm.Linear(), 1.0, "straight", crowd=(2.0, 3.0)), u**2 / (u**2 + (1 - u) ** 3), rtol=0, atol=1e-14
+    )

@@ -138,8 +138,16 @@ def path_grid(
     spread: float = 1.0,
     frame: Literal["angle", "straight"] = "angle",
     span: tuple[float, float] | None = None,
+    crowd: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
-    r"""Equal steps of the quarter turn :math:`\tan\theta = c \alpha / \sigma`, or of the straight path.
+    r"""Steps that are equal on the quarter turn :math:`\tan\theta = c \alpha / \sigma`, or on the straight path.
+
+    With ``crowd=(a, b)`` they are equal in ``u`` where the frame's own time, from 0 to 1, is
+
+    .. math:: \frac{u^a}{u^a + (1 - u)^b} ,
+
+    so a power above 1 makes the steps at that end smaller. Trained networks change fastest at both ends; for them
+    ``path_grid(steps, schedule, 0.5, "straight", crowd=(1.25, 1.25))`` is a good choice at 4 to 32 calls.
 
     Args:
         steps: number of steps.
@@ -147,6 +155,7 @@ def path_grid(
         spread: the ``c`` above; below 1 steps are smaller at the data, above 1 at the noise.
         frame: ``"angle"`` or ``"straight"``, where :math:`\tau = c \alpha / (c \alpha + \sigma)`.
         span: first and last time; the schedule's interval by default.
+        crowd: powers ``(a, b)`` at the noise and at the data, positive.
 
     Example:
         >>> from flowmatch.schedules import Cosine, Linear
@@ -159,13 +168,18 @@ def path_grid(
         raise ValueError(f"spread must be a positive number, got {spread}")
     if frame not in ("angle", "straight"):
         raise ValueError(f"frame must be angle or straight, got {frame!r}")
+    if not all(0 < power < float("inf") for power in crowd):
+        raise ValueError(f"crowd must hold two positive powers, got {crowd}")
     ends = torch.tensor(schedule.interval if span is None else span, dtype=torch.float64)
+    shares = _shares(steps)
+    first, last = crowd if ends[0] <= ends[1] else crowd[::-1]
+    shares = shares**first / (shares**first + (1 - shares) ** last)
     half = 0.5 * schedule.log_snr(ends) + math.log(spread)
     if frame == "angle":
         places = torch.atan(half.exp())
-        levels = _stretch(_shares(steps), (float(places[0]), float(places[1]))).tan().log()
+        levels = _stretch(shares, (float(places[0]), float(places[1]))).tan().log()
     else:
-        levels = _stretch(_shares(steps), (float(half[0].sigmoid()), float(half[1].sigmoid()))).logit()
+        levels = _stretch(shares, (float(half[0].sigmoid()), float(half[1].sigmoid()))).logit()
     grid = schedule.inverse_log_snr(2 * (levels - math.log(spread))).clone()
     grid[0], grid[-1] = ends
     return grid
