@@ -10,7 +10,7 @@ import sys
 
 NAMES = {
     "train_step": "one training step against a hand-written PyTorch loop",
-    "likelihood": "exact log-likelihood against a loop of D backward passes",
+    "likelihood": "exact and estimated log-likelihood against flow_matching, torchdiffeq and a lean loop",
     "density": "negative log-likelihood minus entropy on toy sets of known density",
     "coupling": "exact and entropic couplings against TorchCFM, POT and SciPy at equal cost",
     "solvers": "error at few calls and calls at one error, against torchdiffeq, flow_matching and diffusers",

@@ -98,7 +98,7 @@ def test_every_room_has_a_page_in_the_reference():
     assert rooms - documented - {"__init__", "__main__", "cli"} == set(), "add a page to docs/api and to mkdocs.yml"
 
 
-@pytest.mark.parametrize("page", ["paths.md", "couplings.md"])
+@pytest.mark.parametrize("page", ["paths.md", "couplings.md", "guidance.md", "likelihood.md", "solving.md"])
 def test_the_blocks_of_a_guide_run_one_after_the_other(page, capsys):
     pytest.importorskip("accelerate", reason="needs the extra train")
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
@@ -108,5 +108,11 @@ def test_the_blocks_of_a_guide_run_one_after_the_other(page, capsys):
     for block in blocks:
         exec(block, left)
     said = capsys.readouterr().out
-    expected = {"paths.md": "does not end at the data", "couplings.md": "ConditionAware: label 1 starts at"}[page]
+    expected = {
+        "paths.md": "does not end at the data",
+        "couplings.md": "ConditionAware: label 1 starts at",
+        "guidance.md": "guide: the unknown has mean 1.60, true 1.60",
+        "solving.md": "1.6486, exactly 1.6487",
+        "likelihood.md": "one of which nothing is known has 3",
+    }[page]
     assert expected in said

@@ -302,3 +302,46 @@ def test_mixture_and_flow_agree_on_the_bits():
     flow = fm.Flow(field, event_shape=(2,)).double()
     x = flow.sample(200, rtol=1e-6, generator=seeded())
     torch.testing.assert_close(flow.log_prob(x, rtol=1e-6), field.log_prob(1.0, x), rtol=0, atol=1e-4)
+
+
+# Sampling with noise
+
+
+@pytest.mark.parametrize("schedule", [fm.Linear(), fm.VariancePreserving()])
+@pytest.mark.parametrize("diffusion", ["sigma", "constant", "matched"])
+def test_samples_with_noise_have_the_law_of_those_without(schedule, diffusion):
+    field = fm.GaussianField(torch.tensor([1.0, -2.0]), std=0.5, path=fm.AffinePath(schedule))
+    flow = fm.Flow(field, field.path, 2)
+    x = flow.sample(4000, steps=30, diffusion=diffusion, generator=seeded(), solver=fm.ExponentialSDE(2, spread=0.5))
+    bare = flow.sample(4000, steps=30, generator=seeded())
+    assert (x.mean(0) - torch.tensor([1.0, -2.0])).abs().max() < 3.5 * 0.5 / 4000**0.5
+    assert (x.std(0) - 0.5).abs().max() < 3.5 * 0.5 / 8000**0.5
+    assert not torch.allclose(x, bare, atol=0.1)
+    again = flow.sample(
+        4000, steps=30, diffusion=diffusion, generator=seeded(), solver=fm.ExponentialSDE(2, spread=0.5)
+    )
+    assert torch.equal(x, again)
+
+
+def test_a_bridge_samples_with_noise_of_a_scale():
+    path = fm.BrownianBridge(sigma=1.0)
+    still = fm.Bridge(lambda t, x: (torch.zeros_like(x), torch.zeros_like(x)), path)
+    flow = fm.Flow(still, path, 1, source=fm.Normal())
+    x = flow.sample(4000, steps=4, diffusion=1.0, generator=seeded())
+    assert abs(x.std() - 2**0.5) < 0.06  # Brownian motion from a normal
+    with pytest.raises(ValueError, match="noise of a bridge is a number"):
+        flow.sample(4, steps=4, diffusion="sigma")
+
+
+def test_noise_is_refused_where_the_velocity_does_not_tell_the_score(tmp_path):
+    net = fm.nn.MLP(dim=2)
+    joined = fm.Flow(net, event_shape=2, independent=False)
+    with pytest.raises(ValueError, match="trained with pairs of a coupling"):
+        joined.sample(4, steps=4, diffusion="sigma")
+    joined.save(tmp_path)
+    assert not fm.Flow.load(tmp_path).independent  # the mark is kept
+    with pytest.raises(ValueError, match="fixed steps"):
+        fm.Flow(net, event_shape=2).sample(4, diffusion="sigma")
+    other = fm.Flow(net, event_shape=2, source=fm.Empirical(torch.zeros(3, 2)))
+    with pytest.raises(ValueError, match="source"):
+        other.sample(4, steps=4, diffusion="sigma")

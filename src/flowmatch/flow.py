@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from numbers import Integral
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from flowmatch.fields import Bridge, MarginalSDE
+from flowmatch.fields.stochastic import Diffusion
 from flowmatch.likelihood import Divergence, Exact, Likelihood, log_likelihood
 from flowmatch.paths import AffinePath, Path
 from flowmatch.persist import load_flow, save_flow
-from flowmatch.solvers import ODE, Solution, Solver, solve
+from flowmatch.randomness import randint
+from flowmatch.solvers import ODE, SDE, EulerMaruyama, ExponentialSDE, Learned, Solution, Solver, solve, tune
+from flowmatch.solvers.learned import tuned_for
 from flowmatch.sources import Normal
-from flowmatch.tensors import check_event, check_finite
+from flowmatch.tensors import check_event, check_finite, take
 from flowmatch.typing import Cond, Field, Source
 
 __all__ = ["Flow", "GivenFlow"]
@@ -32,7 +36,8 @@ class Flow(nn.Module):
     r"""A trained flow: sample, encode, decode, log-density, save and load.
 
     All methods choose their steps alike: ``steps=n`` for equal ones, ``grid=`` for times of your own, ``rtol=`` and
-    ``atol=`` for error control; by default error control at 1e-5 with Dormand-Prince steps. They keep no graph.
+    ``atol=`` for error control; by default error control at 1e-5 with Dormand-Prince steps. On the way to the data
+    ``nfe=n`` takes the solver of ``n`` calls that :meth:`tune` has made. They keep no graph.
 
     Args:
         field: velocity ``(t, x) `` or ``(t, x, cond)``, a module or a function.
@@ -40,6 +45,7 @@ class Flow(nn.Module):
         event_shape: shape of one sample, ``(D,)`` or ``(C, H, W)``.
         source: law of the start; by default the normal that the path starts from.
         solver: default way to integrate; Dormand-Prince under tolerances and the midpoint rule otherwise.
+        independent: whether noise and data were paired independently in training; sampling with noise needs it.
 
     Raises:
         TypeError: ``field`` cannot be called or ``path`` is no path.
@@ -62,6 +68,7 @@ class Flow(nn.Module):
         event_shape: tuple[int, ...] | int = (),
         source: Source | None = None,
         solver: Solver | None = None,
+        independent: bool = True,
     ) -> None:
         super().__init__()
         if not callable(field):
@@ -73,6 +80,9 @@ class Flow(nn.Module):
         self.event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
         self.source: Source = Normal(self.path.source_std) if source is None else source
         self.solver = solver
+        self.independent = independent
+        #: Solvers that :meth:`tune` made, by their number of calls.
+        self.tuned: dict[int, Learned] = {}
         # Tells where an empty flow lives, so that sample() needs no device and no dtype.
         self.register_buffer("_home", torch.zeros(()), persistent=False)
 
@@ -84,26 +94,60 @@ class Flow(nn.Module):
         *,
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
+        diffusion: Diffusion | None = None,
+        rate: float = 1.0,
         **steps: Any,
     ) -> Tensor:
-        """Draw ``n`` samples.
+        """Draw ``n`` samples, by the flow or, with ``diffusion``, by a process with noise and the same marginals.
 
         Args:
             n: how many.
             cond: condition of every sample, leading dimension ``n``.
             generator: source of randomness; the same seed gives the same samples.
             solver: how to integrate.
+            diffusion: form of the noise, see :class:`~flowmatch.MarginalSDE`; for a :class:`~flowmatch.Bridge` its
+                scale. Needs ``steps=`` or ``grid=``; the solver is by default :class:`~flowmatch.ExponentialSDE`.
+            rate: how much noise.
             **steps: ``steps=``, ``grid=``, or ``rtol=`` and ``atol=``.
 
         Returns:
             Samples ``(n, *event_shape)``.
+
+        Raises:
+            ValueError: ``diffusion`` where the velocity does not tell the score: pairs that were not independent, a
+                source of another law.
 
         Example:
             >>> import flowmatch as fm
             >>> Flow(fm.nn.MLP(dim=2), event_shape=(2,)).sample(3, steps=4).shape
             torch.Size([3, 2])
         """
-        return self.decode(self.start(n, generator), cond, solver=solver, **steps)
+        x0 = self.start(n, generator)
+        if diffusion is None:
+            return self.decode(x0, cond, solver=solver, **steps)
+        if not ({"steps", "grid"} & steps.keys()):
+            raise ValueError("sampling with noise takes fixed steps: give steps= or grid=")
+        low, high = self.path.interval
+        equation: SDE
+        usual: Solver
+        if isinstance(self.field, Bridge):
+            if not isinstance(diffusion, int | float):
+                raise ValueError(f"the noise of a bridge is a number, its scale, got {diffusion!r}")
+            equation, usual = self.field.sde(cond, scale=diffusion), EulerMaruyama()
+        else:
+            if not self.independent:
+                raise ValueError(
+                    "this flow was trained with pairs of a coupling: its velocity does not tell the score, and noise "
+                    "would change the samples' law; train with independent pairs, or with ScoreAndFlow"
+                )
+            equation = MarginalSDE(
+                self.field, cond, path=cast(AffinePath, self.path), diffusion=diffusion, rate=rate, source=self.source
+            )
+            usual = ExponentialSDE(order=2)
+        chosen = usual if solver is None else solver
+        # The exponential step never asks for the end, so it may go to where the path itself is singular.
+        span = (low, 1.0 if isinstance(chosen, ExponentialSDE) else high)
+        return solve(equation, x0, chosen, generator=generator, **{"span": span, **steps}).whole().x
 
     @torch.no_grad()
     def decode(self, x0: Tensor, cond: Cond = None, *, solver: Solver | None = None, **steps: Any) -> Tensor:
@@ -191,11 +235,70 @@ class Flow(nn.Module):
         span = (end, start) if reverse else (start, end)
         return solve(ODE(self.field, cond), x, **self._steps(solver, steps, span))
 
+    def tune(
+        self,
+        nfe: int,
+        cond: Cond = None,
+        *,
+        solver: Learned | None = None,
+        trajectories: int = 512,
+        steps: int = 40,
+        generator: torch.Generator | None = None,
+        rows: int | None = None,
+        progress: Callable[[float, str], Any] | None = None,
+    ) -> Learned:
+        """Fit a solver of ``nfe`` calls to this flow, and keep it for ``sample(n, nfe=nfe)``.
+
+        The field has to stay as it is: after more training tune again. :meth:`save` writes the solver with the flow.
+
+        Args:
+            nfe: number of field calls.
+            cond: conditions to draw from with replacement, any number of rows.
+            solver: what to fit; by default a :class:`~flowmatch.solvers.BNS` from the best of the general methods.
+            trajectories: number of the flow's own trajectories, a quarter of which is held out.
+            steps: steps of the fit.
+            generator: randomness of the starts; the same seed gives the same solver.
+            rows: trajectories solved at a time, to bound the memory.
+            progress: told the share that is done and what is being done.
+
+        Returns:
+            The solver, an ``nn.Module``; its ``fitted`` says how far it errs beside general ones.
+
+        Example:
+            >>> import flowmatch as fm
+            >>> flow = fm.Flow(fm.GaussianField(torch.zeros(1), std=3.0), event_shape=(1,)).double()
+            >>> solver = flow.tune(2, trajectories=32, steps=5, generator=torch.Generator().manual_seed(0))
+            >>> flow.sample(4, nfe=2).shape
+            torch.Size([4, 1])
+        """
+
+        def draw(n: int) -> tuple[Tensor, Cond]:
+            if cond is None:
+                return self.start(n, generator), None
+            first = next(leaf for leaf in torch.utils._pytree.tree_leaves(cond) if isinstance(leaf, Tensor))
+            return self.start(n, generator), take(cond, randint(len(first), (n,), generator, first.device))
+
+        self.tuned[int(nfe)] = solver = tune(
+            self.field,
+            draw,
+            nfe,
+            span=self.path.interval,
+            schedule=self.path.schedule if isinstance(self.path, AffinePath) else None,
+            solver=solver,
+            trajectories=trajectories,
+            steps=steps,
+            generator=generator,
+            rows=rows,
+            progress=progress,
+        )
+        return solver
+
     def start(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` points of the source, on the device and in the type of the parameters."""
         if not isinstance(n, Integral) or n < 0:
             raise ValueError(f"n must be a whole number, at least 0, got {n!r}")
-        home = next((p for p in self.parameters() if p.is_floating_point()), self._home)
+        own = (p for name, p in self.named_parameters() if not name.startswith("solver."))  # whose type is its own
+        home = next((p for p in own if p.is_floating_point()), self._home)
         return self.source.sample((int(n), *self.event_shape), generator, home.device, home.dtype)
 
     def given(self, cond: Cond) -> GivenFlow:
@@ -253,8 +356,14 @@ class Flow(nn.Module):
 
     def _steps(self, solver: Solver | None, steps: dict[str, Any], span: tuple[float, float]) -> dict[str, Any]:
         """Fill in what the caller left open."""
+        ways = [name for name in ("steps", "grid", "rtol", "atol") if steps.get(name) is not None]
+        nfe, steps = steps.get("nfe"), {name: value for name, value in steps.items() if name != "nfe"}
+        if nfe is not None:
+            solver = tuned_for(self.tuned, nfe, ways if solver is None else [*ways, "solver"])
         chosen = solver if solver is not None else self.solver
-        if not any(steps.get(name) is not None for name in ("steps", "grid", "rtol", "atol")):
+        if isinstance(chosen, Learned) and not ways:
+            return {"solver": chosen, **steps, "grid": chosen.along(span)}
+        if not ways:
             if chosen is not None and not chosen.adaptive:
                 raise ValueError(
                     f"{type(chosen).__name__} takes fixed steps: say how many with steps=, or where with grid="

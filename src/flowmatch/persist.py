@@ -1,6 +1,6 @@
 """Flows on disc: a readable description and safe tensors, written atomically, never unpickled.
 
-``flow.json`` names the parts (network, path, schedule, source, solver) and the arguments that made them;
+``flow.json`` names the parts (network, path, schedule, source, solvers) and the arguments that made them;
 ``model.safetensors`` holds the weights. A name is looked up among the public classes of the one room that its part
 comes from; it is never imported and no function is ever called, so a foreign file can build nothing else. A part that
 is code of the user's own (a formula, a network) is named but not stored, and is given again on loading.
@@ -31,7 +31,7 @@ from flowmatch import fields, paths, schedules, solvers, sources
 from flowmatch.errors import InputError
 from flowmatch.paths import Path
 from flowmatch.schedules import Schedule
-from flowmatch.solvers import Solver
+from flowmatch.solvers import Learned, Solver
 
 if TYPE_CHECKING:
     from flowmatch.flow import Flow
@@ -54,6 +54,7 @@ ROOMS: dict[str, tuple[tuple[ModuleType, ...], type]] = {
 #: Arguments of a part that are parts themselves, and which.
 NESTED = {"net": "field", "field": "field", "model": "field", "first": "field", "second": "field"}
 NESTED |= {"weak": "field", "path": "path", "path_from": "path", "path_to": "path", "schedule": "schedule"}
+NESTED |= {"solver": "solver"}
 
 
 def write_atomically(path: FilePath, content: bytes) -> None:
@@ -88,6 +89,8 @@ def save_flow(flow: Flow, folder: FilePath) -> None:
         "path": _describe(flow.path, "path"),
         "source": _describe(flow.source, "source"),
         "solver": None if flow.solver is None else _describe(flow.solver, "solver"),
+        "independent": flow.independent,
+        "tuned": {str(nfe): _describe(solver, "solver") for nfe, solver in sorted(flow.tuned.items())},
         "weights_sha256": _hash(content),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +125,11 @@ def load_flow(cls: type[Flow], folder: FilePath, **given: Any) -> Flow:
         if len(dtypes) == 1:
             network.to(dtypes.pop())
             network.load_state_dict(weights)  # again, unrounded
-    return cls(event_shape=tuple(description["event_shape"]), **parts).eval()
+    # Folders of before noise could be added do not say how pairs were made.
+    independent = description.get("independent", True)
+    flow = cls(event_shape=tuple(description["event_shape"]), independent=bool(independent), **parts).eval()
+    flow.tuned = _build_tuned(description.get("tuned", {}), folder)
+    return flow
 
 
 def _read_description(folder: FilePath) -> dict[str, Any]:
@@ -218,6 +225,23 @@ def _build(spec: Any, part: str, folder: FilePath, slot: str | None = None) -> A
         return kind(**arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder / DESCRIPTION} holds wrong arguments for {name}: {error}") from None
+
+
+def _build_tuned(specs: Any, folder: FilePath) -> dict[int, Learned]:
+    """Solvers that were tuned to the flow; folders of before there were any have none."""
+    broken = 'restore it from a copy, or remove its "tuned" and tune again'
+    if not isinstance(specs, dict):
+        raise InputError(f"{folder / DESCRIPTION} is damaged: what it names as tuned is no list of solvers; {broken}")
+    tuned = {}
+    for nfe, spec in specs.items():
+        try:
+            solver = _build(spec, "solver", folder)
+        except InputError as error:
+            raise InputError(f"a tuned solver cannot be read: {error}") from None
+        if not isinstance(solver, Learned) or str(solver.nfe) != nfe:
+            raise InputError(f"{folder / DESCRIPTION} is damaged: what it names as tuned to {nfe} is not; {broken}")
+        tuned[solver.nfe] = solver
+    return tuned
 
 
 def _vouched(folder: FilePath) -> str | None:

@@ -219,6 +219,14 @@ def test_conjugate_gradients_solve_every_row_by_itself(size):
     assert torch.equal(negative, torch.zeros_like(b))
 
 
+def test_conjugate_gradients_pass_on_what_is_not_a_number():
+    """A zero in its place would be an observation left out without a word."""
+    b = torch.tensor([[1.0, 2.0], [math.nan, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    found = _conjugate_gradients(lambda v: 2 * v, b, 5)
+    torch.testing.assert_close(found[[0, 2]], b[[0, 2]] / 2)
+    assert found[1].isnan().all()
+
+
 # --- energies -------------------------------------------------------------------------------------------------------
 
 
@@ -435,17 +443,31 @@ def test_repainting_nears_the_law_given_the_known():
     assert miss[2] < 0.15
 
 
-def test_going_back_keeps_the_law_of_the_data():
+@pytest.mark.parametrize("name", ["linear", "linear-min", "cosine", "vp", "ve-mild"])
+def test_going_back_keeps_the_law_of_the_data(name):
     """With nothing known the rounds are free moves along the path: the law at the end is that of the data."""
-    n, path = 3000, fm.AffinePath(fm.Cosine())
+    n, path = 3000, fm.AffinePath(SCHEDULES[name])
     plain = fm.GaussianField(torch.tensor([2.0]).double(), std=0.5, path=path)
     nothing = torch.zeros(n, 1, dtype=torch.bool)
-    x0 = pair(n, 1)[0]
+    x0, end = path.source_std * pair(n, 1)[0], math.hypot(0.5, path.schedule.sigma(torch.tensor(1.0)))
     x = repaint(plain, path, x0, x0, nothing, steps=20, rounds=3, solver=fm.RK4(), generator=seeded(1))
-    assert (x.mean() - 2).abs() < 5 * 0.5 / math.sqrt(n)
-    assert (x.std() - 0.5).abs() < 5 * 0.5 / math.sqrt(2 * n)
+    assert (x.mean() - 2).abs() < 5 * end / math.sqrt(n)
+    assert (x.std() - end).abs() < 5 * end / math.sqrt(2 * n)
     once = repaint(plain, path, x0, x0, nothing, steps=20, rounds=1, solver=fm.RK4())
-    torch.testing.assert_close(once, fm.solve(fm.ODE(plain), x0, fm.RK4(), steps=20).x)
+    torch.testing.assert_close(once, fm.solve(fm.ODE(plain), x0, fm.RK4(), steps=20, span=path.interval).x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("event", [(2,), (3, 4, 2), ()])
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_repainting_takes_any_shape_and_type(dtype, event, size):
+    x0 = torch.randn(size, *event, generator=seeded()).to(dtype)
+    known, mask = torch.randn(size, *event, generator=seeded(1)), torch.rand(size, *event, generator=seeded(2)) < 0.5
+    x = repaint(lambda t, x: 0 * x, fm.AffinePath(), x0, known, mask, steps=4, rounds=2, generator=seeded(3))
+    assert x.dtype == dtype
+    assert x.shape == x0.shape
+    assert torch.equal(x[mask], known.to(dtype)[mask])
+    assert x.isfinite().all()
 
 
 def test_the_generator_decides():
@@ -524,6 +546,9 @@ ALL = torch.ones(3, 2, dtype=torch.bool)
         (Inpainting(STAY, PATH), ((X, ALL[:, :1]),), ValueError, r"mask must be a tensor of the shape of x, \(3, 2\)"),
         (Inpainting(STAY, PATH), ((X[:1], ALL),), ValueError, r"known must be a tensor of the shape of x, \(3, 2\)"),
         (Inpainting(STAY, PATH), ((1.0, ALL),), ValueError, r"known must be a tensor of the shape of x.*got float"),
+        (Observed(STAY, PATH, lambda x1: x1), (X / 0,), ValueError, "the observation has 6 entries that are NaN"),
+        (Inpainting(STAY, PATH), ((X / 0, ALL),), ValueError, "known has 6 entries that are NaN .* where mask is true"),
+        (Inpainting(STAY, PATH, "project"), ((X / 0, ALL),), ValueError, "known has 6 entries that are NaN"),
     ],
 )
 def test_what_does_not_fit_is_refused(field, cond, error, message):
@@ -539,6 +564,7 @@ def test_what_does_not_fit_is_refused(field, cond, error, message):
         ((STAY, PATH, X, X, ALL), {"steps": 0}, ValueError, "steps and rounds must be at least 1"),
         ((STAY, PATH, X, X, X), {}, TypeError, "mask must be boolean"),
         ((STAY, PATH, X, X[:1], ALL), {}, ValueError, "known must be a tensor of the shape of x"),
+        ((STAY, PATH, X, X / 0, ALL), {}, ValueError, "known has 6 entries that are NaN or infinite"),
     ],
 )
 def test_repainting_refuses_what_does_not_fit(arguments, options, error, message):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import flowmatch as fm
+from flowmatch.solvers.sde import EulerMaruyama
 from tests.problems import pair, random_mlp, seeded, z_scores
 
 
@@ -95,16 +96,36 @@ def test_the_flow_and_the_process_both_end_at_the_data():
     start = a * torch.randn(n, 1, generator=seeded(1), dtype=torch.float64)
     flow = fm.solve(fm.ODE(bridge), start, solver=fm.RK4(), steps=50, span=path.interval).x
     assert flow.std().item() == pytest.approx(b, rel=0.02)
-    steps, x, generator = 200, start, seeded(2)
-    low, high = path.interval
-    h = (high - low) / steps
-    for k in range(steps):
-        noise = torch.randn(n, 1, generator=generator, dtype=torch.float64)
-        x = x + h * bridge.drift(low + k * h, x, scale=sigma) + sigma * math.sqrt(h) * noise
+    forward, backward = bridge.sde(scale=sigma), bridge.sde(scale=sigma, backward=True)
+    x = fm.solve(forward, start, EulerMaruyama(), steps=200, span=path.interval, generator=seeded(2)).x
     assert x.std().item() == pytest.approx(b, rel=0.03)
     # The process ties its ends as the entropic plan does, the flow as a map.
     assert (start * x).mean().item() == pytest.approx(_gaussian_bridge(a, b, sigma), abs=0.06)
     assert (start * flow).mean().item() == pytest.approx(a * b, abs=0.06)
+    # And back: the same marginals, the ends tied alike.
+    back = fm.solve(backward, x, EulerMaruyama(), steps=200, span=path.interval[::-1], generator=seeded(3)).x
+    assert back.std().item() == pytest.approx(a, rel=0.03)
+    assert (back * x).mean().item() == pytest.approx(_gaussian_bridge(a, b, sigma), abs=0.06)
+
+
+def test_any_noise_on_the_bridge_has_its_marginals():
+    path, n = fm.BrownianBridge(0.8), 20_000
+    bridge, model = fm.Bridge(Linear(1.0, 2.0, 0.8), path), Linear(1.0, 2.0, 0.8)
+    start, span = torch.randn(n, 1, generator=seeded(1), dtype=torch.float64), (1e-3, 0.6)
+    for scale in (0.3, 1.5):
+        x = fm.solve(bridge.sde(scale=scale), start, EulerMaruyama(), steps=400, span=span, generator=seeded(2)).x
+        assert abs(x.var() - model.variance(0.6)) < 3 * model.variance(0.6) * math.sqrt(2 / n)
+
+
+def test_the_process_takes_conditions_and_refuses_the_ends():
+    bridge = fm.Bridge(lambda t, x, c: (c[:, None] - x, 0 * x), fm.InterpolantPath())
+    cond, x = torch.tensor([1.0, -1.0]), torch.zeros(2, 1)
+    end = fm.solve(bridge.sde(cond, scale=0.01), x, EulerMaruyama(), steps=20, span=(1e-3, 0.9)).x
+    assert (end[:, 0] * cond > 0.3).all()
+    with pytest.raises(ValueError, match="has no noise at t = .*stay inside"):
+        fm.solve(bridge.sde(cond, scale=0.01), x, EulerMaruyama(), steps=20)
+    with pytest.raises(ValueError, match="not negative"):
+        bridge.sde(scale=-1.0)
 
 
 def test_a_small_network_learns_the_bridge():

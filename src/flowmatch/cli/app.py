@@ -12,18 +12,19 @@ from flowmatch.cli.evaluate import evaluate
 from flowmatch.cli.sample import sample
 from flowmatch.cli.score import score
 from flowmatch.cli.train import train
+from flowmatch.cli.tune import tune
 
 __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="flowmatch",
-    help="Train, sample, evaluate and score generative models by flow matching.",
+    help="Train, sample, evaluate, score and tune generative models by flow matching.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, sample, evaluate, score):
+for command in (train, sample, evaluate, score, tune):
     app.command()(command)
 
 

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from flowmatch.cli.errors import reported, say
-from flowmatch.cli.solving import RtolOption, SolverOption, StepsOption, solving
+from flowmatch.cli.solving import NfeOption, RtolOption, SolverOption, StepsOption, solving
 from flowmatch.cli.tables import check_target, write_table
 from flowmatch.errors import InputError
 from flowmatch.recipes import Run
@@ -33,6 +33,7 @@ def sample(
     steps: StepsOption = None,
     solver: SolverOption = None,
     rtol: RtolOption = None,
+    nfe: NfeOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     batch: Annotated[int, typer.Option(help="Rows solved at a time.")] = 10_000,
     gif: Annotated[
@@ -45,10 +46,16 @@ def sample(
 
     A conditional run without --given draws conditions as often as they occur in its training data.
     """
-    how = solving(steps, solver, rtol)
+    how = solving(steps, solver, rtol, nfe)
     if n < 1 or batch < 1:
         raise InputError(f"-n and --batch must be at least 1, got {n} and {batch}")
     opened = Run.open(run)
+    if nfe is not None and nfe not in opened.flow.tuned:
+        there = ", ".join(map(str, sorted(opened.flow.tuned))) or "none"
+        raise InputError(
+            f"the run at {run} has no solver of {nfe} calls (there is: {there}); make one with "
+            f"flowmatch tune {run} --nfe {nfe}"
+        )
     target = out or run / "samples.csv"
     check_target(target, overwrite or out is None)
     if gif is not None and opened.codec.dim != 2:

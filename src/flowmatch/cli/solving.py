@@ -9,7 +9,7 @@ import typer
 from flowmatch.errors import InputError
 from flowmatch.solvers import DOP853, RK4, AdamsBashforth, Dopri5, Euler, Heun, Midpoint, Solver, Tsit5
 
-__all__ = ["RtolOption", "SolverOption", "StepsOption", "solving"]
+__all__ = ["NfeOption", "RtolOption", "SolverOption", "StepsOption", "solving"]
 
 SOLVERS: dict[str, type[Solver]] = {
     "euler": Euler,
@@ -38,14 +38,24 @@ SolverOption: TypeAlias = Annotated[
 RtolOption: TypeAlias = Annotated[
     float | None, typer.Option("--rtol", help="Tolerance of the error control. (default: 1e-4)", show_default=False)
 ]
+NfeOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--nfe", help="Calls of the solver that flowmatch tune has made for this run.", show_default=False),
+]
 
 
-def solving(steps: int | None, solver: str | None, rtol: float | None) -> dict[str, Any]:
+def solving(steps: int | None, solver: str | None, rtol: float | None, nfe: int | None = None) -> dict[str, Any]:
     """Keyword arguments for the flow's methods.
 
     Raises:
         InputError: options that exclude each other, or an unknown solver.
     """
+    if nfe is not None:
+        given = {"--steps": steps, "--solver": solver, "--rtol": rtol}
+        others = [name for name, value in given.items() if value is not None]
+        if others:
+            raise InputError(f"--nfe takes a tuned solver, which has its own steps; leave out {' and '.join(others)}")
+        return {"nfe": nfe}
     if steps is not None and rtol is not None:
         raise InputError("--steps and --rtol exclude each other; give one")
     if steps is not None and steps < 1:

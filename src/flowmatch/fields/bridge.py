@@ -20,12 +20,16 @@ Source: Albergo et al. 2023, Theorem 6 and Corollary 18, https://arxiv.org/abs/2
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flowmatch.paths import InterpolantPath
+from flowmatch.solvers.sde import SDE
 from flowmatch.tensors import can_look, check_event, expand_time, shown
+from flowmatch.typing import Cond
 
 __all__ = ["Bridge"]
 
@@ -89,6 +93,36 @@ class Bridge(nn.Module):
         self._refuse_end(gamma, t)
         sign = 0.5 if backward else -0.5
         return (mean + (gamma_dot + sign * scale**2 / gamma) * noise).to(x.dtype)
+
+    def sde(
+        self, cond: Cond = None, *, scale: float, backward: bool = False, generator: torch.Generator | None = None
+    ) -> SDE:
+        r"""The stochastic process with noise ``scale`` that has the same marginals, to be solved.
+
+        Its score is learnt, so any coupling and any ends will do. Give ``solve`` a span inside the path: of
+        a :class:`~flowmatch.BrownianBridge` that is ``path.interval``, of other paths such as ``(1e-3, 1 - 1e-3)``.
+
+        Args:
+            cond: condition of every sample, if the model takes one.
+            scale: as for :meth:`drift`; not negative.
+            backward: the process from the data to the source, on a decreasing span.
+            generator: source of the noise; ``solve(..., generator=)`` sets it.
+
+        Source:
+            Tong et al. 2024, Algorithm 2; Albergo et al. 2023, Corollary 18.
+
+        Example:
+            >>> import torch, flowmatch as fm
+            >>> path = fm.BrownianBridge(sigma=1.0)
+            >>> bridge = fm.Bridge(lambda t, x: (torch.zeros_like(x), torch.zeros_like(x)), path)
+            >>> brown, steps = bridge.sde(scale=1.0), {"steps": 4, "span": path.interval}  # no drift: Brownian motion
+            >>> draws = torch.Generator().manual_seed(0)
+            >>> x = fm.solve(brown, torch.zeros(2000, 1), fm.EulerMaruyama(), **steps, generator=draws).x
+            >>> bool((x.std() - 1).abs() < 0.05)
+            True
+        """
+        drift = partial(self.drift, scale=scale, backward=backward)
+        return SDE(drift, cond, diffusion=scale, backward=backward, generator=generator)
 
     def _refuse_end(self, gamma: Tensor, t: Tensor | float) -> None:
         if can_look(gamma) and not bool((gamma > 0).all()):

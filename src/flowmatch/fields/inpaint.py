@@ -30,19 +30,27 @@ from torch import Tensor, nn
 
 from flowmatch.fields.inverse import Observing
 from flowmatch.paths import AffinePath
+from flowmatch.tensors import can_look
 from flowmatch.typing import Field
 
 __all__ = ["Inpainting", "check_known"]
 
 
 def check_known(known: Any, mask: Any, x: Tensor) -> None:
-    """Raise unless both have the shape of ``x`` and the mask is boolean."""
+    """Raise unless both have the shape of ``x``, the mask is boolean and what is known is finite."""
     for name, value in (("known", known), ("mask", mask)):
         if not isinstance(value, Tensor) or value.shape != x.shape:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{name} must be a tensor of the shape of x, {tuple(x.shape)}, got {found}")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be boolean, true where the data are known, got {mask.dtype}")
+    if can_look(mask):
+        bad = mask & ~known.isfinite()
+        if bool(bad.any()):
+            raise ValueError(
+                f"known has {int(bad.sum())} entries that are NaN or infinite where mask is true; take them out of the "
+                "mask, to have them filled in"
+            )
 
 
 class Inpainting(Observing):
@@ -66,7 +74,8 @@ class Inpainting(Observing):
 
     Raises:
         TypeError: a field that cannot be called, a path that is not affine, or on use a mask that is not boolean.
-        ValueError: an unknown method; on use, no known data or mask, or one of another shape than ``x``.
+        ValueError: an unknown method; on use, no known data or mask, one of another shape than ``x``, or known data
+            that are not finite.
 
     Source:
         Song et al. 2023; Lugmayr et al. 2022, Eq. 8, for the projection.

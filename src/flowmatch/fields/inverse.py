@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from flowmatch.fields.energy import Steered
 from flowmatch.paths import AffinePath
-from flowmatch.tensors import can_look, expand_time, sum_event, time_dtype
+from flowmatch.tensors import can_look, check_finite, expand_time, sum_event, time_dtype
 from flowmatch.typing import Field
 
 __all__ = ["Observed", "Observing"]
@@ -78,6 +78,8 @@ class Observing(Steered):
         seen, back = cast(Any, torch.func.vjp(operator, data))
         if y.shape != seen.shape:
             raise ValueError(f"the observation has shape {tuple(y.shape)} and the operator gives {tuple(seen.shape)}")
+        if can_look(y):
+            check_finite(y, "the observation")
         alpha, sigma = (expand_time(part(time), x) for part in (self.path.schedule.alpha, self.path.schedule.sigma))
         prior = (self.data_std or 0.0) ** 2
         variance = prior * sigma**2 / (sigma**2 + prior * alpha**2)
@@ -121,8 +123,8 @@ class Observed(Observing):
 
     Raises:
         TypeError: a part that cannot be called or a path that is not affine.
-        ValueError: numbers that are not finite or negative, no noise for ``data_std=0``; on use, no observation, or one
-            of another shape than ``A`` gives.
+        ValueError: numbers that are not finite or negative, no noise for ``data_std=0``; on use, no observation, one
+            that is not finite, or one of another shape than ``A`` gives.
 
     Source:
         Chung et al. 2023, Eq. 16; Song et al. 2023 and Pokle et al. 2023, Eq. 8, for flows; Rozet et al. 2024, section
@@ -174,11 +176,11 @@ def _conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, iteration
     size = sum_event(rest**2)
     floor = size * torch.finfo(b.dtype).eps ** 2
     for _ in range(iterations):
-        if can_look(size) and not bool((size > floor).any()):
+        if can_look(size) and bool((size <= floor).all()):
             break
         image = apply(way).to(b.dtype)
         curve = sum_event(way * image)
-        go = (size > floor) & (curve > 0)
+        go = ~((size <= floor) | (curve <= 0))  # so that what is not a number stays one and is found by the solver
         step = expand_time(_ratio(go, size, curve), b)
         x, rest = x + step * way, rest - step * image
         fresh = sum_event(rest**2)

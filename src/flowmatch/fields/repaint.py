@@ -67,7 +67,7 @@ def repaint(
 
     Raises:
         TypeError: a path that is not affine or a mask that is not boolean.
-        ValueError: shapes that differ, or ``steps`` or ``rounds`` below 1.
+        ValueError: shapes that differ, known data that are not finite, or ``steps`` or ``rounds`` below 1.
 
     Source:
         Lugmayr et al. 2022, Algorithm 1.

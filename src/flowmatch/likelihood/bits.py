@@ -42,7 +42,7 @@ from flowmatch.typing import Cond
 if TYPE_CHECKING:
     from flowmatch.flow import Flow
 
-__all__ = ["Bits", "bits_per_dim"]
+__all__ = ["Bits", "bits_per_dim", "nats_to_bits"]
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,39 @@ def bits_per_dim(
     share = (stacked - log_mean).exp()  # of mean 1
     # The delta method; 0 / 0 for a single noise: its error is not known.
     spread = (share - 1).square().sum(0).div(noises * (noises - 1) or math.nan).sqrt()
-    unit = max(1, math.prod(x.shape[1:])) * math.log(2.0)
-    return Bits(-log_mean / unit - math.log2(width), spread / unit, nfe)
+    dim = max(1, math.prod(x.shape[1:]))
+    return Bits(nats_to_bits(log_mean, dim, 1 / width), spread / (dim * math.log(2.0)), nfe)
+
+
+def nats_to_bits(log_prob: Tensor, dim: int, scale: float = 1.0) -> Tensor:
+    r"""Turn log-densities into bits a dimension: a change of unit, which draws no noise and solves nothing.
+
+    .. math:: b = -\frac{\log p(x)}{D \log 2} + \log_2 s \qquad \text{for } x = \text{level} / s + \text{const}
+
+    Lower is better. For ``K`` whole-numbered levels, ``log2 K`` (8 for a byte) is what knowing nothing costs, and the
+    entropy of the data is the floor. Of a density at the levels themselves, without dequantisation, the number has no
+    floor and no meaning: a density may be as high as one likes at given points.
+
+    Args:
+        log_prob: log-densities of ``x`` in nats, ``(B,)``.
+        dim: number of entries of an event, ``D``.
+        scale: levels in one unit of ``x``: 127.5 for bytes scaled to ``[-1, 1]``, 255 for ``[0, 1]``, 1 for levels
+            as they are.
+
+    Returns:
+        Bits a dimension, ``(B,)``.
+
+    Raises:
+        ValueError: ``dim < 1`` or a scale that is not positive and finite.
+
+    Example:
+        >>> uniform = torch.full((1,), -2 * math.log(2.0))  # the density 1/4 of a uniform law on [-1, 1]^2
+        >>> nats_to_bits(uniform, dim=2, scale=128.0)
+        tensor([8.])
+    """
+    if dim < 1 or not 0 < scale < math.inf:
+        raise ValueError(f"nats_to_bits needs dim >= 1 and a finite scale > 0, got dim={dim} and scale={scale}")
+    return -log_prob / (dim * math.log(2.0)) + math.log2(scale)
 
 
 def _levels(x: Any, levels: int) -> Tensor:

@@ -187,4 +187,4 @@ def fit_flow(
     result = trainer.fit(resume=resume)
     # Columns are standardised, so that their mean is zero.
     field = result.model if flow.predicts == "velocity" else Predicts(result.model, path, flow.predicts)
-    return Flow(field, path, (dim,)).eval(), result
+    return Flow(field, path, (dim,), independent=flow.coupling == "independent").eval(), result

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowmatch.likelihood import Exact
-from flowmatch.metrics import bits_per_dim
+from flowmatch.likelihood import Exact, nats_to_bits
 from flowmatch.report.subject import Progress, Rows, Subject
 
 __all__ = ["likelihoods"]
@@ -56,7 +55,7 @@ def likelihoods(
     spans = [column.span for column in subject.codec.columns if column.span is not None]
     if len(spans) == subject.codec.dim:
         uniform = math.fsum(math.log2(high - low + 1) for low, high in spans) / len(spans)
-        result["bits_per_dim"] = {**_mean(bits_per_dim(held, subject.codec.dim)), "uniform": uniform}
+        result["bits_per_dim"] = {**_mean(nats_to_bits(held, subject.codec.dim)), "uniform": uniform}
     # The difference row by row scatters less than either.
     result["above_gaussian"] = _mean(held - gaussian)
     return result

