@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import torch
 import typer
@@ -12,9 +12,12 @@ from flowmatch.cli.errors import reported, say
 from flowmatch.cli.solving import NfeOption, RtolOption, SolverOption, StepsOption, solving
 from flowmatch.cli.tables import check_target, write_table
 from flowmatch.errors import InputError
+from flowmatch.fields.stochastic import Form
 from flowmatch.recipes import Run
 
 __all__ = ["sample"]
+
+FORMS: tuple[str, ...] = get_args(Form)
 
 
 @reported
@@ -34,6 +37,15 @@ def sample(
     solver: SolverOption = None,
     rtol: RtolOption = None,
     nfe: NfeOption = None,
+    diffusion: Annotated[
+        str | None,
+        typer.Option(
+            "--diffusion",
+            metavar="|".join(FORMS),
+            help="Sample with noise of this form, which keeps the law; needs --steps.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     batch: Annotated[int, typer.Option(help="Rows solved at a time.")] = 10_000,
     gif: Annotated[
@@ -47,9 +59,16 @@ def sample(
     A conditional run without --given draws conditions as often as they occur in its training data.
     """
     how = solving(steps, solver, rtol, nfe)
+    if diffusion is not None:
+        how = {**how, **noisy(diffusion, steps, solver)}
     if n < 1 or batch < 1:
         raise InputError(f"-n and --batch must be at least 1, got {n} and {batch}")
     opened = Run.open(run)
+    if diffusion is not None and not opened.flow.independent:
+        raise InputError(
+            f"the run at {run} was trained with pairs of a coupling, and noise would change the law of its samples; "
+            "leave out --diffusion, or train with --coupling independent"
+        )
     if nfe is not None and nfe not in opened.flow.tuned:
         there = ", ".join(map(str, sorted(opened.flow.tuned))) or "none"
         raise InputError(
@@ -75,6 +94,21 @@ def sample(
         animate(opened, gif, cond, seed)
         if not quiet:
             say(f"animation written to {gif}")
+
+
+def noisy(diffusion: str, steps: int | None, solver: str | None) -> dict[str, Any]:
+    """Keyword arguments for a draw with noise.
+
+    Raises:
+        InputError: an unknown form, or options that do not go with noise.
+    """
+    if diffusion not in FORMS:
+        raise InputError(f"there is no diffusion {diffusion}; known are {', '.join(FORMS)}")
+    if steps is None or solver is not None:
+        raise InputError(
+            "--diffusion takes fixed steps and a solver of its own: say how many with --steps, and no --solver"
+        )
+    return {"diffusion": diffusion}
 
 
 def conditions(run: Run, given: list[str], n: int, generator: torch.Generator) -> Any:
