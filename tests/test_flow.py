@@ -345,3 +345,26 @@ def test_noise_is_refused_where_the_velocity_does_not_tell_the_score(tmp_path):
     other = fm.Flow(net, event_shape=2, source=fm.Empirical(torch.zeros(3, 2)))
     with pytest.raises(ValueError, match="source"):
         other.sample(4, steps=4, diffusion="sigma")
+
+
+def test_the_amount_of_noise_is_heard():
+    path = fm.BrownianBridge(sigma=1.0)
+    still = fm.Bridge(lambda t, x: (torch.zeros_like(x), torch.zeros_like(x)), path)
+    flow = fm.Flow(still, path, 1, source=fm.Normal())
+    x = flow.sample(4000, steps=4, diffusion=1.0, rate=3.0, generator=seeded())
+    assert abs(x.std() - 2.0) < 0.08
+    with pytest.raises(ValueError, match="rate=3.0 is the amount of noise"):
+        flow.sample(4, steps=4, rate=3.0)
+    with pytest.raises(ValueError, match="fixed steps"):
+        flow.sample(4, steps=4, nfe=4, diffusion=1.0)
+
+
+def test_a_target_network_is_sampled_with_noise_in_steps_of_any_length():
+    """Near the data the velocity is that of the margin's edge, and it has to be read as such."""
+    path = fm.AffinePath()
+    exact = fm.GaussianField(torch.tensor([3.0], dtype=torch.float64), std=0.002, path=path)
+    field = fm.Predicts(exact.posterior_mean, path, "target")
+    flow = fm.Flow(field, path, 1).double()
+    for steps in (100, 400):
+        x = flow.sample(500, steps=steps, diffusion="sigma", generator=seeded())
+        assert abs(x.mean() - 3) < 1.5e-3

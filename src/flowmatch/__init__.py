@@ -58,6 +58,7 @@ from flowmatch.schedules import (
     VariancePreserving,
 )
 from flowmatch.solvers import (
+    BNS,
     BS32,
     DEIS,
     DOP853,
@@ -74,9 +75,11 @@ from flowmatch.solvers import (
     FieldError,
     Heun,
     Kutta3,
+    LearnedGrid,
     Midpoint,
     PathAdams,
     Ralston,
+    ScaleTime,
     Solution,
     SolveError,
     Solver,
@@ -97,6 +100,7 @@ from flowmatch.times import Beta, LogitNormal, Mode, Power, Shifted, Stratified,
 __version__ = "0.1.0"
 
 __all__ = [
+    "BNS",
     "BS32",
     "DEIS",
     "DOP853",
@@ -142,6 +146,7 @@ __all__ = [
     "InterpolantPath",
     "Kutta3",
     "Learned",
+    "LearnedGrid",
     "LearnedUncertainty",
     "Likelihood",
     "Linear",
@@ -166,6 +171,7 @@ __all__ = [
     "Predicts",
     "Ralston",
     "Rescheduled",
+    "ScaleTime",
     "Schedule",
     "ScoreAndFlow",
     "SemiDiscrete",

@@ -124,21 +124,24 @@ class Flow(nn.Module):
         """
         x0 = self.start(n, generator)
         if diffusion is None:
+            if rate != 1.0:
+                raise ValueError(f"rate={rate} is the amount of noise: say of which form with diffusion=")
             return self.decode(x0, cond, solver=solver, **steps)
-        if not ({"steps", "grid"} & steps.keys()):
-            raise ValueError("sampling with noise takes fixed steps: give steps= or grid=")
+        if steps.pop("nfe", None) is not None or all(steps.get(name) is None for name in ("steps", "grid")):
+            raise ValueError("sampling with noise takes fixed steps: give steps= or grid=, and no nfe=")
         low, high = self.path.interval
         equation: SDE
         usual: Solver
         if isinstance(self.field, Bridge):
             if not isinstance(diffusion, int | float):
                 raise ValueError(f"the noise of a bridge is a number, its scale, got {diffusion!r}")
-            equation, usual = self.field.sde(cond, scale=diffusion), EulerMaruyama()
+            equation, usual = self.field.sde(cond, scale=diffusion * rate**0.5), EulerMaruyama()
         else:
             if not self.independent:
                 raise ValueError(
-                    "this flow was trained with pairs of a coupling: its velocity does not tell the score, and noise "
-                    "would change the samples' law; train with independent pairs, or with ScoreAndFlow"
+                    "this flow was trained with pairs of a coupling, or its file does not say: its velocity then does "
+                    "not tell the score, and noise would change the samples' law; train with independent pairs or with "
+                    "ScoreAndFlow, or set flow.independent = True if they were"
                 )
             equation = MarginalSDE(
                 self.field, cond, path=cast(AffinePath, self.path), diffusion=diffusion, rate=rate, source=self.source
@@ -275,7 +278,9 @@ class Flow(nn.Module):
         def draw(n: int) -> tuple[Tensor, Cond]:
             if cond is None:
                 return self.start(n, generator), None
-            first = next(leaf for leaf in torch.utils._pytree.tree_leaves(cond) if isinstance(leaf, Tensor))
+            first = next((leaf for leaf in torch.utils._pytree.tree_leaves(cond) if isinstance(leaf, Tensor)), None)
+            if first is None:
+                raise TypeError(f"cond must be a tensor or a tree of tensors to draw conditions from, got {cond!r}")
             return self.start(n, generator), take(cond, randint(len(first), (n,), generator, first.device))
 
         self.tuned[int(nfe)] = solver = tune(
@@ -297,9 +302,14 @@ class Flow(nn.Module):
         """Draw ``n`` points of the source, on the device and in the type of the parameters."""
         if not isinstance(n, Integral) or n < 0:
             raise ValueError(f"n must be a whole number, at least 0, got {n!r}")
-        own = (p for name, p in self.named_parameters() if not name.startswith("solver."))  # whose type is its own
-        home = next((p for p in own if p.is_floating_point()), self._home)
+        home = self.home
         return self.source.sample((int(n), *self.event_shape), generator, home.device, home.dtype)
+
+    @property
+    def home(self) -> Tensor:
+        """A tensor on the device and of the type of the parameters, where a solver's own, in float64, do not count."""
+        own = (p for name, p in self.named_parameters() if not name.startswith("solver."))
+        return next((p for p in own if p.is_floating_point()), cast(Tensor, self._home))
 
     def given(self, cond: Cond) -> GivenFlow:
         """The flow under one condition, as a distribution of ``sample`` and ``log_prob``.

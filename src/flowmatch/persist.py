@@ -125,8 +125,8 @@ def load_flow(cls: type[Flow], folder: FilePath, **given: Any) -> Flow:
         if len(dtypes) == 1:
             network.to(dtypes.pop())
             network.load_state_dict(weights)  # again, unrounded
-    # Folders of before noise could be added do not say how pairs were made.
-    independent = description.get("independent", True)
+    # Folders of before noise could be added do not say how pairs were made, and noise would be wrong with some.
+    independent = description.get("independent", False)
     flow = cls(event_shape=tuple(description["event_shape"]), independent=bool(independent), **parts).eval()
     flow.tuned = _build_tuned(description.get("tuned", {}), folder)
     return flow
@@ -234,6 +234,8 @@ def _build_tuned(specs: Any, folder: FilePath) -> dict[int, Learned]:
         raise InputError(f"{folder / DESCRIPTION} is damaged: what it names as tuned is no list of solvers; {broken}")
     tuned = {}
     for nfe, spec in specs.items():
+        if isinstance(spec, dict) and spec.get("arguments", ()) is None:
+            continue  # of a class of the user's own: named, not stored
         try:
             solver = _build(spec, "solver", folder)
         except InputError as error:

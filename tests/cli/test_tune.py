@@ -7,7 +7,7 @@ import pytest
 
 from flowmatch.recipes import Run
 
-QUICK = ("--trajectories", 32, "--steps", 3)
+QUICK = ("--trajectories", 16, "--steps", 2)
 
 
 def test_a_tuned_run_is_sampled_by_its_solver(flowmatch, run, tmp_path) -> None:

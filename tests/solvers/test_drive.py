@@ -116,6 +116,27 @@ def test_times_that_make_no_sense_are_refused(how, message):
         fm.solve(fm.ODE(lambda t, x: x), torch.ones(1, 1), **how)
 
 
+def test_gradients_of_states_in_between_survive_a_step_that_overflowed_and_was_rejected():
+    rate = torch.tensor(50.0, requires_grad=True)
+    ode = fm.ODE(lambda t, x: -rate * x.abs() ** 40 * torch.sign(x) * (t[:, None] > 0.3))
+    x = torch.tensor([[1.0], [0.7], [1.02]])
+    whole = fm.solve(ode, x, rtol=1e-4, save=True)
+    asked = fm.solve(ode, x, rtol=1e-4, save=[0.0, 0.2, 0.5, 1.0])
+    assert asked.rejected.max() > 5
+    slopes = [torch.autograd.grad(states.sum(), rate)[0] for states in (whole.trajectory[-1], asked.trajectory[-1])]
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-4, atol=1e-8)
+    again = fm.solve(ode, x, rtol=1e-4, save=[0.0, 0.2, 0.5, 1.0]).trajectory
+    assert torch.isfinite(torch.autograd.grad(again.sum(), rate)[0])
+
+
+def test_times_beside_a_start_that_float32_rounds():
+    x = torch.ones(3, 2)
+    for span in ((0.1, 1.0), (0.7, 0.1)):
+        times = torch.linspace(*span, 4)
+        solution = fm.solve(fm.ODE(lambda t, x: x), x, rtol=1e-4, span=span, save=times)
+        torch.testing.assert_close(solution.trajectory[:, 0, 0], (times - span[0]).exp(), rtol=1e-3, atol=0)
+
+
 # Singular ends
 
 
@@ -179,6 +200,34 @@ def test_singular_times_that_cannot_be_kept_apart_are_refused():
     assert torch.equal(saved.trajectory[-1], saved.x)
 
 
+@pytest.mark.parametrize("how", [{"steps": 2}, {"rtol": 1e-3}])
+def test_a_singular_end_whose_neighbour_is_not_finite_is_told(how):
+    x = torch.ones(3, 2)
+    for end, broken in ((1.0, lambda t, x: x / (t[:, None] < 0.998)), (0.0, lambda t, x: x / (t[:, None] > 0.002))):
+        with pytest.raises(fm.SolveError, match="beside the singular end, is not finite|step size vanished"):
+            fm.solve(fm.ODE(broken, singular=(end,)), x, solver=fm.Midpoint() if "steps" in how else None, **how)
+
+
+def test_the_clock_of_a_solve_with_singular_ends_shows_the_ends():
+    x = torch.ones(3, 2)
+    solution = fm.solve(fm.ODE(lambda t, x: x, singular=(0.0, 1.0)), x, steps=2)
+    assert solution.t.tolist() == [0.0, 0.5, 1.0]
+
+
+def test_a_singular_time_is_met_by_a_float32_grid():
+    times = []
+
+    def field(t, x):
+        times.append(t.max().item())
+        return x
+
+    for end in (0.3, 0.7):
+        fm.solve(fm.ODE(field, singular=(end,)), torch.ones(1, 1), fm.Heun(), grid=torch.tensor([0.0, 0.1, end]))
+        assert max(times) < end - 1e-4
+    with pytest.raises(ValueError, match="noise takes no singular times"):
+        fm.solve(fm.SDE(lambda t, x: -x, diffusion=1.0, singular=(1.0,)), torch.ones(1, 1), fm.EulerMaruyama(), steps=4)
+
+
 # Callbacks
 
 
@@ -198,6 +247,23 @@ def test_a_callback_sees_every_step_and_may_stop(how):
     torch.testing.assert_close(stopped.x, x / (1 + x * stopped.reached[:, None]), rtol=0.2, atol=0)
     with pytest.raises(fm.SolveError, match="the callback stopped the solve"):
         stopped.whole()
+
+
+def test_a_callback_that_stops_at_the_end_stops_nothing():
+    solution = fm.solve(
+        fm.ODE(lambda t, x: x), torch.ones(3, 2), rtol=1e-4, save=True, callback=lambda p: bool((p.t >= 1).all())
+    )
+    assert solution.status == "finished"
+    assert solution.t.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("how", [{"steps": 4}, {"rtol": 1e-3}])
+def test_an_error_of_the_callback_is_its_own(how):
+    def fails(progress):
+        raise ValueError("my own")
+
+    with pytest.raises(ValueError, match="^my own$"):
+        fm.solve(fm.ODE(lambda t, x: x), torch.ones(1, 1), callback=fails, **how)
 
 
 # Checkpoints
@@ -336,3 +402,12 @@ def test_no_step_grows_by_more_than_the_controller_allows():
 def test_controllers_that_make_no_sense_are_refused(bad):
     with pytest.raises(ValueError, match="need finite gains"):
         Controller(**bad)
+
+
+def test_a_learned_solver_needs_no_grid():
+    solver = fm.BNS.like(fm.Midpoint(), fm.uniform_grid(3))
+    x = torch.ones(2, 1, dtype=torch.float64)
+    ode = fm.ODE(lambda t, x: x)
+    torch.testing.assert_close(
+        fm.solve(ode, x, solver).x, fm.solve(ode, x, fm.Midpoint(), steps=3).x, rtol=1e-12, atol=0
+    )

@@ -41,6 +41,7 @@ from flowmatch.solvers import (
 from flowmatch.solvers.fit import Fit, Trajectories
 from flowmatch.solvers.general import general_solvers
 from flowmatch.solvers.learned import times_in_order
+from flowmatch.solvers.starts import Pool
 from tests.problems import public_subclasses, seeded
 from tests.solvers.test_fixed import Counter
 
@@ -310,6 +311,7 @@ def test_a_tuned_solver_beats_general_ones_of_twice_its_calls_on_fresh_starts(tu
     assert fitted.tuned.error < 0.1 * fitted.general[4].error
     assert fitted.tuned.error == pytest.approx(_error(tuned, x), rel=1.0)
     assert fitted.general[8].error == pytest.approx(errors[8], rel=1.0)
+    assert len(fitted.history) == 13
     assert fitted.history[-1] < fitted.history[0]
 
 
@@ -361,6 +363,29 @@ def test_a_fit_never_ends_behind_its_start_on_what_was_held_out():
     kept = fit.finish()
     error = held.root_mean_square(held.errors(_bent, kept, kept.grid, None))
     assert error <= held.root_mean_square(held.errors(_bent, start, start.grid, None)) < gone
+
+
+def test_weights_say_what_counts():
+    """Trajectories of next to no weight, with wrong ends, change nothing."""
+    good, held = _trajectories(32, 0), _trajectories(16, 1)
+    wrong = replace(good, x1=good.x1 + 1.0, weight=1e-12 * good.weight)
+    both = Trajectories(
+        torch.cat([good.x0, wrong.x0]), torch.cat([good.x1, wrong.x1]), None, torch.cat([good.weight, wrong.weight])
+    )
+    points = []
+    for train in (good, both):
+        fit = Fit(BNS.like(Midpoint(), uniform_grid(1)), _bent, train, held)
+        fit.run(8)
+        points.append(fit.history[-1])
+    assert points[1] == pytest.approx(points[0], rel=0.2)
+
+
+def test_a_call_at_the_end_of_the_span_can_be_moved():
+    start = BNS.like(Heun(), uniform_grid(1))
+    assert start.times.tolist() == [0.0, 1.0]
+    fit = Fit(start, _bent, _trajectories(32, 0), _trajectories(16, 1))
+    fit.run(5)
+    assert fit.point[1].item() < 0.99
 
 
 def test_parts_of_the_batch_make_the_same_fit():
@@ -415,6 +440,55 @@ def test_eight_calls_err_no_more_than_the_best_general_sixteen_on_a_mixture():
     field = fm.MixtureField(means, std=math.sqrt(0.1))
     made = tune(field, _draw(0, (2,)), 8, schedule=fm.Linear(), trajectories=256, steps=25, generator=seeded())
     assert made.fitted.tuned.median < 0.5 * made.fitted.general[16].median
+
+
+# --- which starts are solved ----------------------------------------------------------------------------------------
+
+
+def _pool(seed, count=40):
+    """Starts known after two rounds, by solvers that differ on one half and then on the other, and their numbers."""
+    x0 = torch.linspace(-2, 2, 400, dtype=torch.float64)[:, None]
+    pool = Pool(lambda t, x, cond: _bent(t, x), x0, torch.arange(400), (0.0, 1.0), seeded(seed), None)
+
+    class Apart(Euler):
+        def step(self, equation, t, h, x, state):
+            return Step(x + x.clamp(min=0) ** 3, None)
+
+    class Below(Euler):
+        def step(self, equation, t, h, x, state):
+            return Step(x + x.clamp(min=-1, max=0), None)
+
+    class Same(Euler):
+        def step(self, equation, t, h, x, state):
+            return Step(x, None)
+
+    same, apart, below = ((solver, uniform_grid(1)) for solver in (Same(), Apart(), Below()))
+    pool.add([same, apart], count)
+    return x0, pool.add([same, below], count // 2)
+
+
+def test_starts_are_taken_where_solvers_differ_with_weights_that_undo_it():
+    means = []
+    for seed in range(40):
+        x0, known = _pool(seed)
+        assert 40 <= len(known.x0) <= 60
+        assert known.weight.sum().item() == pytest.approx(1.0)
+        assert torch.equal(x0[known.cond], known.x0)
+        torch.testing.assert_close(known.x1, _truth(known.x0), rtol=1e-7, atol=1e-7)
+        means.append((known.weight @ known.x0[:, 0]).item())
+        share = (known.x0 > 1).double().mean().item()
+        assert share > 0.32  # a quarter of the pool
+    mean, spread = torch.tensor(means).mean().item(), torch.tensor(means).std().item() / math.sqrt(40)
+    assert abs(mean) < 4 * spread < 0.1
+
+
+def test_starts_that_are_certain_are_all_there_and_count_least():
+    x0, known = _pool(0, count=200)
+    certain = known.x0 > 1.7
+    assert certain.sum() == (x0 > 1.7).sum()
+    least = known.weight[certain[:, 0]]
+    torch.testing.assert_close(least, known.weight.min().expand_as(least))
+    assert known.weight.max() > 1.5 * known.weight.min()
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------

@@ -123,6 +123,8 @@ class MarginalSDE(AffineSDE):
     rate: float = 1.0
     coupling: Coupling | None = None
     source: Source | None = None
+    #: Times for which the field answers, see :class:`~flowmatch.Predicts`; beyond, it answers for the nearest.
+    inner: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, AffinePath):
@@ -148,6 +150,8 @@ class MarginalSDE(AffineSDE):
                 "does not tell the score; train with fm.Independent(), or learn the score as well with fm.ScoreAndFlow "
                 "and sample with fm.Bridge(model, path).sde()"
             )
+        if self.inner is None:  # kept when the field is wrapped, as by a solve
+            object.__setattr__(self, "inner", getattr(self.field, "_inner", None))
         own = Normal(self.path.source_std)
         known = isinstance(self.source, Normal) and math.isclose(self.source.std, own.std, rel_tol=1e-3)
         if self.source is not None and not known:
@@ -158,7 +162,7 @@ class MarginalSDE(AffineSDE):
     def drift(self, t: Tensor | float, x: Tensor) -> Tensor:
         """The drift ``(B, *event)``; raises where it is infinite."""
         time, velocity = self._velocity(t, x)
-        push = self._push(time)
+        push = self._push(self.path._regular(t, x).expand(x.shape[:1]))
         if can_look(push) and not bool(torch.isfinite(push).all()):
             raise ValueError(
                 f"with diffusion={self.diffusion!r} the drift is infinite at t = {shown(t)}: stop before it, or take "
@@ -231,8 +235,12 @@ class MarginalSDE(AffineSDE):
 
     def _velocity(self, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
         check_event(x)
-        time = self.path._regular(t, x).expand(x.shape[:1])
+        time = self.path._regular(t, x).expand(x.shape[:1]).clamp(*self._answers)
         return time, super().drift(time, x)
+
+    @property
+    def _answers(self) -> tuple[float, float]:
+        return self.path.interval if self.inner is None else self.inner
 
     def _means(self, t: Tensor, x: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
         """Target and noise expected at ``x``, where the field has that velocity."""

@@ -190,5 +190,4 @@ def _kind(flow: Flow, x: Tensor) -> torch.dtype:
     """Type in which the flow is solved: that of ``x`` if it has one, else of the parameters."""
     if x.is_floating_point():
         return x.dtype
-    weights = (p.dtype for p in flow.parameters() if p.is_floating_point())
-    return next(weights, torch.get_default_dtype())
+    return flow.home.dtype

@@ -124,14 +124,18 @@ class Adaptive:
         self.save, self.done = save is True, 0
         lane = self._start(self.start.to(self.kind))
         self.states = [lane.x]
-        self.between = Between(save, self.times[0], lane.x) if isinstance(save, list) else None
+        self.between = Between(save, self.times[0], self.sign, lane.x) if isinstance(save, list) else None
         for target in self.times[1:]:
             lane = self._travel(lane, target)
-            if self.status != "finished":
+            if bool((lane.t != target).any()):
                 break
             self.done += 1
             if self.save:
                 self.states.append(lane.x)
+            if self.status != "finished":
+                break
+        if self.done == len(self.times) - 1:
+            self.status = "finished"  # a callback that says stop at the end stops nothing
         return self._solution(lane, self.status)
 
     def _solution(self, lane: _Lane, status: str) -> Solution:
@@ -139,7 +143,7 @@ class Adaptive:
         times = self.times[: self.done + 1]
         trajectory = torch.stack(self.states) if self.save else None
         if self.between is not None:
-            times, trajectory = self.between.collect(lane.t, self.sign > 0)
+            times, trajectory = self.between.collect(lane.t)
         return Solution(
             t=torch.tensor(times, dtype=self.kind, device=lane.x.device),
             x=lane.x.to(kind),
@@ -247,15 +251,15 @@ class Adaptive:
                 # A step cut short by the target says little about the natural one: never shrink because of it, and
                 # keep its error out of the memory.
                 next_h = torch.where(there, torch.maximum(next_h, lane.h), next_h)
+        rows = None
         if torch.is_grad_enabled() and not all_finite:
-            new, state = self._again(equation, lane, h, good)
+            new, state, dense, rows = self._again(equation, lane, h, good)
         time, errors = lane.t + h, (floor.clamp(min=1e-4), lane.errors[0])
         if some_there:
             time = torch.where(there, torch.full_like(time, target), time)
             errors = (_choose(there, lane.errors[0], errors[0]), _choose(there, lane.errors[1], errors[1]))
         if self.between is not None:
-            assert dense is not None
-            self.between.read(lane.index, lane.t, time, good, dense)
+            self.between.read(lane.index, lane.t, time, good, dense, rows)
         if not all_good:
             time = torch.where(good, time, lane.t)
             new = _choose(good, new, lane.x)
@@ -273,16 +277,20 @@ class Adaptive:
                 factor = factor * last**-weight
         return factor.nan_to_num(nan=control.least).clamp(control.least, control.most)
 
-    def _again(self, equation: ODE, lane: _Lane, h: Tensor, good: Tensor) -> tuple[Tensor, Any]:
-        """The step of the good samples alone: in a backward pass an overflow of the others would make 0 x inf = nan."""
+    def _again(self, equation: ODE, lane: _Lane, h: Tensor, good: Tensor) -> tuple[Tensor, Any, Any, Tensor]:
+        """The step of the good samples alone: in a backward pass an overflow of the others would make 0 x inf = nan.
+
+        Also their dense output, and which rows of the lane it is of.
+        """
         rows = good.nonzero().flatten()
-        new, state, part = lane.x, lane.state, lane.take(good)
+        new, state, dense, part = lane.x, lane.state, None, lane.take(good)
         if rows.shape[0]:
             step = self.step(self.solver, equation.take(rows), part.t, h[rows], part.x, part.state)
+            dense = step.dense
             self.spent[part.index] += self.solver.evaluations
             new = new.index_copy(0, rows, step.x)
             state = state.index_copy(0, rows, step.state) if isinstance(state, Tensor) else step.state
-        return new, state
+        return new, state, dense, rows
 
     def _fail(self, stuck: Tensor, lane: _Lane, arrived: list[_Lane]) -> None:
         check_finite(self.start, "x")

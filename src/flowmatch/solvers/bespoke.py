@@ -20,8 +20,8 @@ of calls and no points of the trajectory, so a solve is one step from the first 
 which Euler or the midpoint rule solves in even steps of :math:`r`. Learned are the values of ``t``, ``s`` and of both
 derivatives where the method reads them. With :math:`s = 1` and even times it is the method itself.
 
-Source: Shaul et al., Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models, 2024, section 3,
-https://arxiv.org/abs/2403.01329; Shaul et al., Bespoke Solvers for Generative Flow Models, 2023, section 2,
+Source: Shaul et al., Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models, 2024,
+https://arxiv.org/abs/2403.01329; Shaul et al., Bespoke Solvers for Generative Flow Models, 2023,
 https://arxiv.org/abs/2310.19075.
 """
 

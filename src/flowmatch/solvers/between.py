@@ -22,18 +22,25 @@ class Between:
     Args:
         wanted: times inside the span, in the order of the solve.
         start: first time of the solve.
-        x: state there, ``(B, *event)``.
+        sign: 1 where time runs forward, -1 where it runs back.
+        x: state at the start, ``(B, *event)``.
     """
 
-    def __init__(self, wanted: list[float], start: float, x: Tensor) -> None:
+    def __init__(self, wanted: list[float], start: float, sign: float, x: Tensor) -> None:
         self.times = torch.tensor(wanted, dtype=time_dtype(x.dtype), device=x.device)
-        self.size, self.event = x.shape[0], x.shape[1:]
-        first = wanted[0] == start
+        self.sign, self.size, self.event = sign, x.shape[0], x.shape[1:]
+        first = bool(self.times[0] == self.times.new_tensor(start))
         self.places = [torch.arange(self.size if first else 0, device=x.device)]
         self.values = [x if first else x[:0]]
 
     def read(
-        self, index: Tensor, t: Tensor, end: Tensor, good: Tensor, dense: Callable[[Tensor, Tensor], Tensor]
+        self,
+        index: Tensor,
+        t: Tensor,
+        end: Tensor,
+        good: Tensor,
+        dense: Callable[[Tensor, Tensor], Tensor] | None,
+        rows: Tensor | None = None,
     ) -> None:
         """Read the times in ``(t, end]`` of the samples whose step is good.
 
@@ -43,17 +50,25 @@ class Between:
             end: where they end ``(b,)``.
             good: which are accepted ``(b,)``.
             dense: state at shares of the steps of some rows, ``(n,), (n,) -> (n, *event)``.
+            rows: the samples that ``dense`` is of, where it is not of all.
         """
-        share = (self.times[:, None] - t) / (end - t)
-        which, row = (good & (share > 0) & (share <= 1)).nonzero(as_tuple=True)
+        if rows is not None:
+            index, t, end, good = index[rows], t[rows], end[rows], good[rows]
+        if dense is None:
+            return
+        order = self.sign * self.times
+        first, last = (torch.searchsorted(order, self.sign * edge, right=True) for edge in (t, end))
+        count = torch.where(good, last - first, 0)
+        row = torch.arange(len(t), device=t.device).repeat_interleave(count)
         if row.shape[0]:
+            which = first[row] + torch.arange(len(row), device=t.device) - (count.cumsum(0) - count)[row]
+            share = (self.times[which] - t[row]) / (end - t)[row]
             self.places.append(which * self.size + index[row])
-            self.values.append(dense(share[which, row], row))
+            self.values.append(dense(share, row))
 
-    def collect(self, reached: Tensor, forward: bool) -> tuple[list[float], Tensor]:
+    def collect(self, reached: Tensor) -> tuple[list[float], Tensor]:
         """The times that every sample has passed, and the states there ``(T, B, *event)``."""
-        passed = self.times[:, None] <= reached if forward else self.times[:, None] >= reached
-        count = int(passed.all(1).sum())
+        count = int((self.sign * self.times[:, None] <= self.sign * reached).all(1).sum())
         places, values = torch.cat(self.places), torch.cat(self.values)
         order = places.argsort()
         order = order[places[order] < count * self.size]

@@ -8,7 +8,8 @@ until the end. Error control, with a step of its own for every sample, is in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
 from typing import Any, cast
@@ -23,6 +24,7 @@ from flowmatch.solvers.controllers import Controller
 from flowmatch.solvers.embedded import Dopri5
 from flowmatch.solvers.ends import Ends
 from flowmatch.solvers.runge_kutta import Midpoint
+from flowmatch.solvers.sde import Stochastic
 from flowmatch.tensors import check_event, check_finite, time_dtype
 
 __all__ = ["solve"]
@@ -63,7 +65,8 @@ def solve(
         x: state at the first time, ``(B, *event)``.
         solver: by default :class:`Dopri5` under tolerances and :class:`Midpoint` otherwise.
         steps: number of equal steps, at least 1.
-        grid: monotone times ``(T,)``, ``T >= 2``; a decreasing grid integrates backwards.
+        grid: monotone times ``(T,)``, ``T >= 2``; a decreasing grid integrates backwards. A learned solver has its own,
+            which it takes where nothing is said.
         rtol: relative tolerance, positive.
         atol: absolute tolerance, not negative; by default equal to ``rtol``.
         span: first and last time when no grid is given.
@@ -100,7 +103,14 @@ def solve(
         equation = replace(cast(Any, equation), generator=generator)
     if noisy and checkpoint:
         raise ValueError("a second pass over a step would draw other noise: solve an equation with noise whole")
+    if noisy and equation.singular:
+        raise ValueError(
+            "an equation with noise takes no singular times: end the span before them, or take fm.ExponentialSDE(), "
+            "which does not ask at the end"
+        )
     adaptive = rtol is not None or atol is not None
+    if steps is None and grid is None and not adaptive:
+        grid = getattr(solver, "grid", None)  # a learned solver has its own
     if (steps is not None) + (grid is not None or adaptive) != 1:
         given = {"steps": steps, "grid": grid, "rtol": rtol, "atol": atol}
         named = [name for name, value in given.items() if value is not None]
@@ -179,8 +189,8 @@ def _times(steps: int | None, grid: Tensor | None, span: tuple[float, float]) ->
 def _tolerances(solver: Solver, rtol: float | None, atol: float | None) -> tuple[float, float]:
     if not solver.adaptive:
         raise ValueError(
-            f"{type(solver).__name__} has no error estimate and cannot take rtol or atol; "
-            "give steps= or grid=, or use Dopri5"
+            f"{type(solver).__name__} has no error estimate and cannot take rtol or atol; give steps= or grid="
+            + ("" if isinstance(solver, Stochastic) else ", or use Dopri5")
         )
     relative = 1e-5 if rtol is None else float(rtol)
     absolute = relative if atol is None else float(atol)
@@ -221,22 +231,28 @@ def _fixed(
             status=status,
         )
 
-    try:
+    @contextmanager
+    def field_errors() -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            raise FieldError.at(times[done], error, partial("failed")) from error
+
+    with field_errors():
         state = solver.init(calls.equation, times[0], x)
-        for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
-            if max_nfe is not None and calls.count + solver.calls(state) > max_nfe:
-                status = "max_nfe"
-                break
+    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        if max_nfe is not None and calls.count + solver.calls(state) > max_nfe:
+            status = "max_nfe"
+            break
+        with field_errors():
             x, state = step(solver, calls.equation, t, s - t, x, state)[:2]
-            broken = torch.where(_finite(x), broken, broken.clamp(max=i))
-            done = i + 1
-            if save:
-                states.append(x)
-            if callback is not None and callback(Progress(everyone, clock[done].expand(size), x, calls.count)):
-                status = "stopped" if done < len(times) - 1 else status
-                break
-    except (ValueError, RuntimeError) as error:
-        raise FieldError.at(times[done], error, partial("failed")) from error
+        broken = torch.where(_finite(x), broken, broken.clamp(max=i))
+        done = i + 1
+        if save:
+            states.append(x)
+        if callback is not None and callback(Progress(everyone, clock[done].expand(size), x, calls.count)):
+            status = "stopped" if done < len(times) - 1 else status
+            break
     solution = partial(status)
     first = int(broken.min()) if size else len(times)
     if first < len(times):

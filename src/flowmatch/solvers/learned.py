@@ -126,7 +126,8 @@ class Learned(Solver, nn.Module):
 
 def frozen(values: Tensor) -> nn.Parameter:
     """A parameter that keeps no graph until somebody asks for its gradient."""
-    return nn.Parameter(values, requires_grad=False)
+    with torch.inference_mode(False):  # it may be changed later, outside
+        return nn.Parameter(values.clone(), requires_grad=False)
 
 
 def tuned_for(tuned: dict[int, Learned], nfe: Any, others: list[str]) -> Learned:

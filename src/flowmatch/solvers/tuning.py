@@ -10,7 +10,7 @@ r"""Tuning: from a frozen field to a solver of ``n`` calls that is made for it.
    blind spots. A quarter of all that is known is held out, and to the rest the solver is fitted to the end
    (:mod:`flowmatch.solvers.fit`).
 
-Source: Shaul et al., Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models, 2024, section 3,
+Source: Shaul et al., Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models, 2024,
 https://arxiv.org/abs/2403.01329, for fitting from a general solver.
 """
 
