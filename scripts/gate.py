@@ -16,11 +16,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 MADE = ["run/config.yaml", "run/model.safetensors", "run/metrics.jsonl", "run/report.html", "samples.csv"]
+MADE += ["images/samples.png", "new.png", "images/report.html", "images/diffusers/README.md", "images/onnx/README.md"]
 
 
 def commands(scratch: Path) -> dict[str, list[list[str]]]:
     """Stages and their commands; ``scratch`` takes what they write."""
     run = str(scratch / "run")
+    images, pictures = str(scratch / "images"), str(scratch / "digits")
+    short = ["--samples", "150", "--steps", "5", "--likelihood-rows", "2"]
     train = ["flowmatch", "train", "sklearn:digits", "--condition", "target", "--steps", "60", "--out", run]
     return {
         "lint": [["ruff", "check", "."], ["ruff", "format", "--check", "."]],
@@ -32,6 +35,12 @@ def commands(scratch: Path) -> dict[str, list[list[str]]]:
             train,
             ["flowmatch", "sample", run, "-n", "100", "--out", str(scratch / "samples.csv")],
             ["flowmatch", "evaluate", run, "--samples", "300", "--likelihood-rows", "50", "--steps", "10"],
+            ["python", "scripts/digits_folder.py", pictures],
+            ["flowmatch", "train", pictures, "--steps", "40", "--out", images],
+            ["flowmatch", "sample", images, "-n", "20", "--given", "3", "--out", str(scratch / "new.png")],
+            ["flowmatch", "evaluate", images, *short],
+            ["flowmatch", "export", images, "--to", "diffusers"],
+            ["flowmatch", "export", images, "--to", "onnx"],
         ],
     }
 

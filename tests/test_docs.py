@@ -98,12 +98,14 @@ def test_every_room_has_a_page_in_the_reference():
     assert rooms - documented - {"__init__", "__main__", "cli"} == set(), "add a page to docs/api and to mkdocs.yml"
 
 
-@pytest.mark.parametrize("page", ["paths.md", "couplings.md", "guidance.md", "likelihood.md", "solving.md"])
+@pytest.mark.parametrize(
+    "page", ["paths.md", "couplings.md", "guidance.md", "likelihood.md", "solving.md", "images.md", "export.md"]
+)
 def test_the_blocks_of_a_guide_run_one_after_the_other(page, capsys):
     pytest.importorskip("accelerate", reason="needs the extra train")
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 4
+    assert blocks
     left: dict = {"__name__": "guide"}
     for block in blocks:
         exec(block, left)
@@ -114,5 +116,7 @@ def test_the_blocks_of_a_guide_run_one_after_the_other(page, capsys):
         "guidance.md": "guide: the unknown has mean 1.60, true 1.60",
         "solving.md": "1.6486, exactly 1.6487",
         "likelihood.md": "one of which nothing is known has 3",
+        "images.md": "torch.Size([4, 1, 8, 8]) torch.uint8",
+        "export.md": "onnxruntime and flowmatch agree: True",
     }[page]
     assert expected in said

@@ -169,6 +169,22 @@ def test_a_network_that_knows_its_divergence_is_asked_for_it(options, monkeypatc
     assert own.nfe == general.nfe
 
 
+@pytest.mark.parametrize("size", [0, 1, 4])
+@pytest.mark.parametrize("probes", [1, 3])
+def test_probes_give_the_same_estimates_in_reverse(size, probes):
+    field = WaveField(2, 3)
+    x = torch.randn(size, 2, 3, generator=seeded(), dtype=torch.float64)
+    with torch.no_grad():
+        forward, reverse = (
+            fm.log_likelihood(field, x, fm.Normal(), method=method, generator=seeded(3), steps=4)
+            for method in (fm.Hutchinson(probes), fm.Hutchinson(probes, reverse=True))
+        )
+    torch.testing.assert_close(reverse.log_prob, forward.log_prob, rtol=1e-12, atol=1e-12)
+    assert not reverse.log_prob.requires_grad
+    if probes > 1:
+        torch.testing.assert_close(reverse.stderr, forward.stderr, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_in_reverse_the_field_runs_once_whatever_the_chunk_and_keeps_no_graph(dtype):
     x = torch.randn(2, 6, generator=seeded()).to(dtype)
@@ -190,8 +206,9 @@ def test_in_reverse_the_field_runs_once_whatever_the_chunk_and_keeps_no_graph(dt
 def test_in_reverse_a_field_without_gradients_is_refused_and_forward_it_is_right():
     blind = torch.no_grad()(lambda t, x: -3 * x)
     x = torch.zeros(2, 4)
-    with pytest.raises(ValueError, match=r"cut off from x, .* take Exact\(\), which goes forward"):
-        fm.divergence(blind, 0.5, x, method=fm.Exact(reverse=True))
+    for method in (fm.Exact(reverse=True), fm.Hutchinson(1, reverse=True)):
+        with pytest.raises(ValueError, match=r"cut off from x, .* leave it out, to go forward"):
+            fm.divergence(blind, 0.5, x, method=method)
     torch.testing.assert_close(fm.divergence(blind, 0.5, x), torch.full((2,), -12.0))
 
 
@@ -307,7 +324,9 @@ def test_the_generator_decides():
 # --- gradients, graphs, types, refusals ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [None, fm.Exact(chunk=2), fm.Exact(reverse=True), fm.Hutchinson(2)])
+@pytest.mark.parametrize(
+    "method", [None, fm.Exact(chunk=2), fm.Exact(reverse=True), fm.Hutchinson(2), fm.Hutchinson(2, reverse=True)]
+)
 def test_gradients_are_those_of_finite_differences(method):
     net = random_mlp(2, scale=0.5, hidden=4, depth=1)
     flow = fm.Flow(net, event_shape=(2,))

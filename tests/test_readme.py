@@ -105,7 +105,7 @@ def test_the_command_line_has_what_the_readme_types():
         for line in commands(README)
         if re.match(r"(\.venv/bin/)?flowmatch ", line)
     ]
-    assert {words[0] for words in typed} == {"train", "sample", "score", "evaluate"}
+    assert {words[0] for words in typed} == {"train", "sample", "score", "evaluate", "export", "recipes"}
     for name, *words in typed:
         options = {flag for parameter in known[name].params for flag in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= options, name

@@ -46,7 +46,7 @@ def test_pairs_are_as_named_and_within_conditions_where_there_are_any():
 
 
 def test_a_missing_compiler_is_named_before_anything_is_written(monkeypatch):
-    monkeypatch.setattr("flowmatch.recipes.tabular.find_spec", lambda name: None)
+    monkeypatch.setattr("flowmatch.recipes.matching.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'coupling ot needs numba; run: pip install "flowmatch\[ot\]"'):
         make_objective(FlowConfig(coupling="ot"))
     assert make_objective(FlowConfig(coupling="sinkhorn")).coupling == fm.Sinkhorn()

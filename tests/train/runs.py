@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import flowmatch as fm
 from flowmatch.train import Callback, TensorData, TrainConfig, Trainer
 
-TIMINGS = ("seconds", "samples_per_second")
+TIMINGS = ("seconds", "samples_per_second", "waiting", "memory_mib")
 
 
 class Noisy(nn.Module):
@@ -82,3 +87,49 @@ def lines(out: Path) -> list[dict[str, Any]]:
     """Lines of ``metrics.jsonl``, without what depends on the clock."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+
+
+class Labelled(fm.nn.MLP):
+    """A network on vectors with an empty label, its last."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__(dim=2, hidden=16, depth=2, classes=classes + 1)
+        with torch.no_grad():
+            self.outlet.weight.fill_(0.1)  # so that the first gradients reach every weight
+
+    @property
+    def null(self) -> int:
+        return self.classes - 1
+
+
+class Shaken(TensorData):
+    """Rows with noise of their own, as dequantised images have it; remembers which rows were taken."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.taken: list[Tensor] = []
+
+    def take(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Any]:
+        self.taken.append(index)
+        x1, cond = super().take(index, generator)
+        return x1 + 0.01 * torch.randn(x1.shape, generator=generator), cond
+
+
+def launch(script: str, *arguments: Any, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a script under torchrun on the loopback device."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(fm.__file__).parents[1])])
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    if Path("/sys/class/net/lo").exists():
+        env["GLOO_SOCKET_IFNAME"] = "lo"  # the name of the machine need not resolve
+    head = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command = [*head, "--master-addr", "127.0.0.1", "--master-port", str(port), script, *map(str, arguments)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def saved(out: Path, step: int) -> dict[str, Tensor]:
+    """All tensors of a checkpoint."""
+    files = sorted((out / "checkpoints" / f"step_{step:08d}").glob("*.safetensors"))
+    return {f"{file.stem}/{name}": value for file in files for name, value in load_file(file).items()}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import flowmatch as fm
 from flowmatch.errors import InputError
 from flowmatch.train import Draws, TensorData, TrainConfig
-from tests.train.runs import Stop, objective, points, trainer, weights
+from tests.train.runs import Shaken, Stop, objective, points, trainer, weights
 
 
 class Sorted:
@@ -214,3 +214,106 @@ def test_a_coupling_that_leaves_rows_out_takes_no_pool():
 def test_the_config_refuses_a_pool_that_is_no_multiple():
     with pytest.raises(InputError, match="pool 300 must be a multiple of batch_size 256"):
         TrainConfig.parse({"pool": 300})
+
+
+def wide(rows: int = 60, **options) -> Shaken:
+    """Rows with noise of their own that are worth cutting: four blocks of a batch of twelve."""
+    return Shaken(points(rows), cond=torch.arange(rows), **options)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr("flowmatch.train.draws._NUMBERS", 6)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 6, 12])
+def test_independent_rows_are_drawn_by_the_process_that_needs_them(small_blocks, world):
+    with Draws(objective(), wide(), 12) as draws:
+        whole = [draws(step) for step in range(7)]
+    for step in range(7):
+        shares, taken = [], 0
+        for rank in range(world):
+            data = wide()
+            mine = Draws(objective(), data, 12, share=(rank, world))
+            shares.append(mine(step))
+            assert len(shares[-1].cond) == 12 // world
+            taken = max(taken, sum(len(index) for index in data.taken[1:]))  # the first take asks for the shape
+        assert torch.equal(torch.cat([share.cond for share in shares]), whole[step].cond)
+        for name in ("t", "x_t", "u_t", "x0", "x1"):
+            parts = torch.cat([getattr(share.sample, name) for share in shares])
+            assert torch.equal(parts, getattr(whole[step].sample, name))
+        assert taken <= {2: 6, 3: 6, 4: 3, 6: 6, 12: 3}[world]  # whole blocks of three
+
+
+def test_blocks_have_streams_of_their_own(small_blocks):
+    with Draws(objective(), TensorData(points(1)), 12) as draws:
+        draw = draws(0)
+    assert len(draw.sample.x0.unique()) == 24
+    assert len(draw.sample.t.unique()) == 12
+
+
+def test_small_rows_are_drawn_in_one_piece_and_large_ones_in_blocks():
+    tall = TensorData(torch.zeros(4, 3, 32, 32))
+    sizes = []
+    for data, batch in ((DATA, 1024), (tall, 128), (tall, 96), (tall, 11)):
+        draws = Draws(objective(), data, batch)
+        sizes.append(batch // draws._blocks)
+    assert sizes == [1024, 8, 6, 11]
+
+
+def test_a_coupling_of_the_batch_is_shared_by_rows_after_it_is_made():
+    coupling = Sorted()
+    with Draws(objective(coupling=coupling), wide(), 12) as draws:
+        whole = draws(3)
+    halves = [Draws(objective(coupling=Sorted()), wide(), 12, share=(rank, 2))(3) for rank in (0, 1)]
+    assert torch.equal(torch.cat([half.sample.x_t for half in halves]), whole.sample.x_t)
+    assert coupling.sizes == [12]
+
+
+def test_an_objective_says_whether_its_rows_are_apart(small_blocks):
+    class Told(fm.FlowMatching):
+        by_row = True
+
+    assert Draws(objective(), wide(), 12).by_row
+    assert not Draws(objective(coupling=Sorted()), wide(), 12).by_row
+    assert Draws(Told(fm.AffinePath(), Sorted()), wide(), 12).by_row
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_parts_are_the_rows_of_the_process_in_order(small_blocks, count):
+    whole = Draws(objective(), wide(), 12)(5)
+    parts = [part for rank in (0, 1) for part in Draws(objective(), wide(), 12, share=(rank, 2)).parts(5, count)]
+    assert [len(part.cond) for part in parts] == [6 // count] * 2 * count
+    assert torch.equal(torch.cat([part.cond for part in parts]), whole.cond)
+
+
+def test_plain_batches_are_taken_ahead(small_blocks):
+    data = wide()
+    with Draws(objective(), data, 12, ahead=3) as draws:
+        draws(0)
+        draws(1)
+        for _ in range(200):
+            if sum(len(index) for index in data.taken[1:]) == 5 * 12:
+                break
+            threading.Event().wait(0.02)
+        assert sum(len(index) for index in data.taken[1:]) == 5 * 12  # steps 0 to 4
+
+
+def test_a_draw_for_a_gpu_is_pinned_by_the_worker(monkeypatch):
+    pinned: list[str] = []
+
+    def pin(tensor):
+        pinned.append(threading.current_thread().name)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    with Draws(objective(), DATA, 12, ahead=1, device=torch.device("cuda")) as draws:
+        draws(0)
+    assert len(pinned) >= 6  # t, x_t, u_t, x0, x1 and the label
+    assert set(pinned) == {"flowmatch-draws_0"}
+
+
+def test_every_purpose_has_seeds_of_its_own():
+    from flowmatch.train import data, draws, heldout, state
+
+    assert len({data._ORDER, draws._DRAW, draws._CHANGE, heldout._PURPOSE, state._RANK}) == 5

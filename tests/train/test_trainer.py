@@ -147,7 +147,10 @@ def test_callbacks_hear_everything_in_order() -> None:
 
     class Listen(Callback):
         def on_log(self, step: int, metrics: dict[str, float]) -> None:
-            assert set(metrics) - {"heldout_loss"} == {"loss", "lr", "grad_norm", "samples_per_second", "seconds"}
+            known = {"loss", "lr", "grad_norm", "samples_per_second", "waiting", "memory_mib", "seconds"}
+            assert set(metrics) - {"heldout_loss"} == known
+            assert 0 <= metrics["waiting"] <= 1
+            assert metrics["memory_mib"] > 50  # of a process that has loaded PyTorch
             assert all(math.isfinite(value) for value in metrics.values())
             heard.append(("log", step))
 
@@ -271,7 +274,7 @@ def test_sharded_training_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate import Accelerator, DistributedType
 
     monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
-    with pytest.raises(InputError, match="FSDP, which this trainer does not support; launch it with torchrun"):
+    with pytest.raises(InputError, match="FSDP, which this trainer does not support; .*with torchrun.*shard=True"):
         trainer()
 
 

@@ -9,6 +9,9 @@ import typer
 
 import flowmatch
 from flowmatch.cli.evaluate import evaluate
+from flowmatch.cli.export import export
+from flowmatch.cli.features import features
+from flowmatch.cli.recipes import recipes
 from flowmatch.cli.sample import sample
 from flowmatch.cli.score import score
 from flowmatch.cli.train import train
@@ -18,13 +21,13 @@ __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="flowmatch",
-    help="Train, sample, evaluate, score and tune generative models by flow matching.",
+    help="Train, sample, evaluate, score, tune and export generative models by flow matching.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, sample, evaluate, score, tune):
+for command in (train, sample, evaluate, score, tune, features, export, recipes):
     app.command()(command)
 
 

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flowmatch.cli.errors import reported, say
+from flowmatch.cli.evaluate_images import Compared, evaluate_images, in_one_line
 from flowmatch.cli.sample import animate
 from flowmatch.cli.solving import RtolOption, SolverOption, StepsOption, solving
+from flowmatch.cli.working import Working
 from flowmatch.data import toy
 from flowmatch.errors import InputError
-from flowmatch.recipes import Run
+from flowmatch.recipes import ImageRun
+from flowmatch.recipes.kinds import open_run
+from flowmatch.recipes.previews import HOW
 
 __all__ = ["evaluate"]
 
@@ -25,18 +27,41 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Where the training data lies now, if it has moved.", show_default=False)
     ] = None,
-    samples: Annotated[int, typer.Option(help="Samples to compare with the held-out rows.")] = 2000,
+    samples: Annotated[int, typer.Option(help="Samples to compare with held-out rows or images.")] = 2000,
     likelihood_rows: Annotated[
-        int | None, typer.Option(help="Rows to score at most. (default: from the columns)", show_default=False)
+        int | None, typer.Option(help="Rows to score at most. (default: by the columns; 32 images)", show_default=False)
     ] = None,
     steps: StepsOption = None,
     solver: SolverOption = None,
     rtol: RtolOption = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split of the source to compare with, such as test. (default: held-out images)",
+            rich_help_panel="Images",
+            show_default=False,
+        ),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="inception, or a file of flowmatch features. (default: made from the run's own classes)",
+            rich_help_panel="Images",
+            show_default=False,
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Strength of classifier-free guidance.", rich_help_panel="Images", show_default=False),
+    ] = None,
+    noises: Annotated[
+        int, typer.Option(help="Noises that dequantise each image scored.", rich_help_panel="Images")
+    ] = 1,
     gif: Annotated[bool, typer.Option("--gif", help="Also animate noise to data; two columns only.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Measure a run on its held-out rows and write report.html into its folder.
+    """Measure a run on held-out rows or images and write report.html into its folder.
 
     Every number stands beside its floor: the same measure between two halves of real data.
     """
@@ -44,7 +69,18 @@ def evaluate(
     from flowmatch.report import readings
 
     how = solving(steps, solver, rtol)
-    opened = Run.open(run)
+    opened = open_run(run)
+    if isinstance(opened, ImageRun):
+        if gif:
+            raise InputError("--gif needs a run of two columns, this is one of images")
+        left_open = steps is None and rtol is None and solver is None
+        wanted = Compared(samples, split, features, guidance, noises, likelihood_rows, seed, data)
+        evaluate_images(opened, wanted, HOW if left_open else how, quiet)
+        return
+    told = {"--split": split, "--features": features, "--guidance": guidance}
+    foreign = [name for name, value in told.items() if value is not None] + ["--noises"] * (noises != 1)
+    if foreign:
+        raise InputError(f"{', '.join(foreign)}: for runs of images alone, and {run} is one of a table; leave it out")
     if gif and opened.codec.dim != 2:
         raise InputError(f"--gif needs a run of two columns, this one has {opened.codec.dim}")
     train, heldout = opened.split(data)
@@ -53,7 +89,7 @@ def evaluate(
     source = opened.config.data
     entropy = toy(source.partition(":")[2]).entropy if source.startswith("toy:") else None
     shape = opened.image_shape
-    with _Progress(quiet) as progress:
+    with Working("evaluating", quiet) as progress:
         result = measure(
             opened.flow,
             opened.codec,
@@ -75,31 +111,5 @@ def evaluate(
         animate(opened, run / "plots" / "flow.gif", opened.codec.draw_condition(1000), seed)
     if not quiet:
         for reading in readings(result):
-            beside = "; ".join(f"{what} {value}" for what, value in reading.beside)
-            say(f"{reading.name}: {' '.join((reading.value, reading.error)).strip()} {reading.unit} ({beside})")
+            say(in_one_line(reading))
         say(f"report written to {run / 'report.html'}")
-
-
-class _Progress:
-    """One line while an evaluation works, where there is a terminal."""
-
-    def __init__(self, quiet: bool) -> None:
-        console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-        )
-
-    def __enter__(self) -> _Progress:
-        self.bar.start()
-        self.task = self.bar.add_task("evaluating", total=1.0)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def update(self, done: float, what: str) -> None:
-        self.bar.update(self.task, completed=done, description=what)

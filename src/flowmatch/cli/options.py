@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -26,15 +27,17 @@ def with_options(**models: type[BaseModel]) -> Callable[[Callable[..., Any]], Ca
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(command, eval_str=True)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        # A field that two models share is one option, under the title of the first.
+        fields: dict[str, tuple[str, Any]] = {}
+        for title, model in models.items():
+            for name, field in model.model_fields.items():
+                if get_origin(field.annotation) is not dict:  # what is a mapping is given in a file
+                    fields.setdefault(name, (title.replace("_", " ").capitalize(), field))
         added = [
             inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=_annotation(name, field, title.replace("_", " ").capitalize()),
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, field, title)
             )
-            for title, model in models.items()
-            for name, field in model.model_fields.items()
+            for name, (title, field) in fields.items()
         ]
         command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
@@ -50,7 +53,7 @@ def given_options(model: type[BaseModel], options: dict[str, Any]) -> dict[str, 
 
 def _annotation(name: str, field: Any, panel: str) -> Any:
     help_text = f"{field.description} (default: {_default(field)})"
-    kind = field.annotation
+    kind = _present(field.annotation)
     flag = f"--{name.replace('_', '-')}"
     if kind is bool:
         option = typer.Option(f"{flag}/--no-{flag[2:]}", help=help_text, rich_help_panel=panel, show_default=False)
@@ -60,11 +63,18 @@ def _annotation(name: str, field: Any, panel: str) -> Any:
         return Annotated[
             tuple[float, float] | None, typer.Option(flag, help=help_text, rich_help_panel=panel, show_default=False)
         ]
-    if kind is bool | None or metavar:
+    if metavar:
         kind = str
     return Annotated[
         kind | None, typer.Option(flag, help=help_text, metavar=metavar, rich_help_panel=panel, show_default=False)
     ]
+
+
+def _present(annotation: Any) -> Any:
+    """The type of a value that is given, where ``None`` may stand for one that is not."""
+    if get_origin(annotation) in (Union, UnionType):
+        (annotation,) = (kind for kind in get_args(annotation) if kind is not type(None))
+    return annotation
 
 
 def _default(field: Any) -> str:

@@ -19,10 +19,11 @@ class TrainingProgress(Callback):
     Args:
         steps: number of steps of the training.
         quiet: draw nothing.
+        unit: what a step takes some of.
     """
 
-    def __init__(self, steps: int, quiet: bool = False) -> None:
-        self.steps, self.quiet = steps, quiet
+    def __init__(self, steps: int, quiet: bool = False, unit: str = "rows") -> None:
+        self.steps, self.quiet, self.unit = steps, quiet, unit
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal and not quiet
         self.next_line = 0.0
@@ -59,7 +60,7 @@ class TrainingProgress(Callback):
         if "loss" not in metrics:
             return
         speed: Any = metrics.get("samples_per_second", 0.0)
-        status = f"loss {metrics['loss']:.4f}{self.heldout}  {speed:,.0f} rows/s"
+        status = f"loss {metrics['loss']:.4f}{self.heldout}  {speed:,.0f} {self.unit}/s"
         self.bar.update(self.task, completed=step, status=status)
         if not self.live and not self.quiet and step >= self.next_line:
             self.console.print(f"step {step} of {self.steps}: {status}", highlight=False)

@@ -9,11 +9,15 @@ import torch
 import typer
 
 from flowmatch.cli.errors import reported, say
+from flowmatch.cli.sample_images import Wanted, sample_images
 from flowmatch.cli.solving import NfeOption, RtolOption, SolverOption, StepsOption, solving
 from flowmatch.cli.tables import check_target, write_table
+from flowmatch.data.images.write import check_image_target
 from flowmatch.errors import InputError
 from flowmatch.fields.stochastic import Form
-from flowmatch.recipes import Run
+from flowmatch.recipes import ImageRun, Run
+from flowmatch.recipes.kinds import open_run
+from flowmatch.recipes.previews import HOW
 
 __all__ = ["sample"]
 
@@ -23,15 +27,25 @@ FORMS: tuple[str, ...] = get_args(Form)
 @reported
 def sample(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    n: Annotated[int, typer.Option("-n", "--number", help="Rows to draw.")] = 1000,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--number", help="Rows or images to draw. (default: 1000 rows, 64 images)", show_default=False
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help=".csv, .parquet, .npy or .npz. (default: RUN/samples.csv)", show_default=False
+            "--out",
+            "-o",
+            help="Rows: .csv, .parquet, .npy or .npz. Images: .png for a sheet, .npz, or a folder of files. "
+            "(default: samples.csv or samples.png in RUN)",
+            show_default=False,
         ),
     ] = None,
     given: Annotated[
-        list[str] | None, typer.Option("--given", help="COLUMN=VALUE of the condition.", show_default=False)
+        list[str] | None,
+        typer.Option("--given", help="COLUMN=VALUE of the condition; the class of images.", show_default=False),
     ] = None,
     steps: StepsOption = None,
     solver: SolverOption = None,
@@ -47,23 +61,63 @@ def sample(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
-    batch: Annotated[int, typer.Option(help="Rows solved at a time.")] = 10_000,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Rows solved at a time. (default: 10000 rows, 256 images)", show_default=False),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Strength of classifier-free guidance; 1 is none.", rich_help_panel="Images", show_default=False
+        ),
+    ] = None,
+    interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Times in which guidance acts. (default: 0 1)", rich_help_panel="Images", show_default=False),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            help="Images to enlarge or to paint in. (default: held-out ones)",
+            rich_help_panel="Images",
+            show_default=False,
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="What is known of --input, in white. (default: drawn)", rich_help_panel="Images", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Where the training images lie now.", rich_help_panel="Images", show_default=False),
+    ] = None,
+    sheet_columns: Annotated[
+        int | None,
+        typer.Option(
+            "--sheet-columns", help="Images in a row of a sheet.", rich_help_panel="Images", show_default=False
+        ),
+    ] = None,
     gif: Annotated[
         Path | None, typer.Option(help="Also animate noise to data; two columns only.", show_default=False)
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file at --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Draw new rows from a run.
+    """Draw new rows or images from a run.
 
-    A conditional run without --given draws conditions as often as they occur in its training data.
+    A conditional run without --given draws conditions as often as they occur in its training data. Images are solved
+    in 20 calls if nothing else is said.
     """
     how = solving(steps, solver, rtol, nfe)
     if diffusion is not None:
         how = {**how, **noisy(diffusion, steps, solver)}
-    if n < 1 or batch < 1:
-        raise InputError(f"-n and --batch must be at least 1, got {n} and {batch}")
-    opened = Run.open(run)
+    for name, value in (("-n", n), ("--batch", batch), ("--sheet-columns", sheet_columns)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    opened = open_run(run)
     if diffusion is not None and not opened.flow.independent:
         raise InputError(
             f"the run at {run} was trained with pairs of a coupling, and noise would change the law of its samples; "
@@ -75,6 +129,36 @@ def sample(
             f"the run at {run} has no solver of {nfe} calls (there is: {there}); make one with "
             f"flowmatch tune {run} --nfe {nfe}"
         )
+    if isinstance(opened, ImageRun):
+        if gif is not None:
+            raise InputError("--gif needs a run of two columns, this is one of images")
+        if given is not None and (len(given) > 1 or "=" in given[0]):
+            raise InputError(f"--given names one class of images, got {' '.join(given)}")
+        if interval is not None and (guidance is None or not 0 <= interval[0] < interval[1] <= 1):
+            raise InputError("--interval is two times from 0 to 1, the smaller one first, and goes with --guidance")
+        target = out or run / "samples.png"
+        check_image_target(target, overwrite or out is None)
+        wanted = Wanted(
+            n=64 if n is None else n,
+            given=given[0] if given else None,
+            guidance=guidance,
+            interval=interval or (0.0, 1.0),
+            images=images,
+            mask=mask,
+            data=data,
+            columns=sheet_columns,
+            seed=seed,
+            batch=batch or 256,
+        )
+        left_open = steps is None and rtol is None and nfe is None and solver is None
+        sample_images(opened, wanted, target, HOW if left_open else how, quiet)
+        return
+    foreign = {"--guidance": guidance, "--interval": interval, "--input": images, "--mask": mask, "--data": data}
+    foreign |= {"--sheet-columns": sheet_columns}
+    told = [name for name, value in foreign.items() if value is not None]
+    if told:
+        raise InputError(f"{', '.join(told)}: for runs of images alone, and {run} is one of a table; leave it out")
+    n, batch = 1000 if n is None else n, batch or 10_000
     target = out or run / "samples.csv"
     check_target(target, overwrite or out is None)
     if gif is not None and opened.codec.dim != 2:

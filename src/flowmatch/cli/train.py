@@ -11,20 +11,35 @@ import typer
 from flowmatch.cli.errors import note, reported, say
 from flowmatch.cli.options import given_options, with_options
 from flowmatch.cli.progress import TrainingProgress
+from flowmatch.cli.train_images import dry_run, train_images
 from flowmatch.data import load_table
 from flowmatch.errors import InputError
-from flowmatch.recipes import FlowConfig, RunConfig, prepare_folder, train_run
-from flowmatch.recipes.runs import mapping, read_config, read_options
+from flowmatch.recipes import FlowConfig, ImageConfig, ImageDataConfig, MatchingConfig, RunConfig, train_run
+from flowmatch.recipes.folder import mapping, prepare_folder, read_options
+from flowmatch.recipes.kinds import kind_of_run, kind_of_source
+from flowmatch.recipes.paper import recipe as options_of
+from flowmatch.recipes.runs import read_config
 from flowmatch.train import TrainConfig, join_processes
 
 __all__ = ["train"]
 
+#: Parts of a config that are merged option by option, and what they are made of.
+PARTS: dict[str, dict[str, type[Any]]] = {
+    "table": {"flow": FlowConfig, "train": TrainConfig},
+    "images": {"images": ImageDataConfig, "flow": ImageConfig, "train": TrainConfig},
+}
+
 
 @reported
-@with_options(model=FlowConfig, training=TrainConfig)
+@with_options(
+    model=MatchingConfig, tables=FlowConfig, images=ImageConfig, image_files=ImageDataConfig, training=TrainConfig
+)
 def train(
     source: Annotated[
-        str | None, typer.Argument(help="FILE.csv, .parquet, .npy or .npz; toy:NAME; sklearn:NAME.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="FILE.csv, .parquet, .npy or .npz; toy:NAME; sklearn:NAME; a folder of images.", show_default=False
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder. (default: runs/NAME)", show_default=False)
@@ -38,34 +53,70 @@ def train(
     drop: Annotated[
         str | None, typer.Option(help="Columns to leave out, separated by commas.", show_default=False)
     ] = None,
-    rows: Annotated[int | None, typer.Option(help="Rows to draw from a toy set.", show_default=False)] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Rows to draw from a toy set; the first so many images.", show_default=False)
+    ] = None,
     holdout: Annotated[
-        float | None, typer.Option(help="Share of the rows kept out of training. (default: 0.1)", show_default=False)
+        float | None,
+        typer.Option(help="Share kept out of training. (default: 0.1; of images 5000 at most)", show_default=False),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(metavar="table|images", help="What the source holds, if its form misleads.", show_default=False),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Options by name; see flowmatch recipes.", show_default=False)
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of options; the command line overrides it.", show_default=False)
+    ] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say what a training on images will take, and stop.")] = False,
+    throughput: Annotated[
+        float | None, typer.Option(help="Images a second, for the hours that --dry-run tells.", show_default=False)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run at --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     **options: Any,
 ) -> None:
-    """Train a flow on a table and write a run folder.
+    """Train a flow on a table or on images and write a run folder.
 
     Every option that is left open is chosen from the size of the data.
     """
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other; give one")
-    chosen = read_options(config) if config is not None else {}
-    given: dict[str, Any] = {"data": source, "condition": condition, "rows": rows, "holdout": holdout}
+    chosen = options_of(recipe) if recipe is not None else {}
+    chosen = merged(chosen, read_options(config) if config is not None else {}, ("images", "flow", "train"))
+    given: dict[str, Any] = {"data": source, "condition": condition, "rows": rows, "holdout": holdout, "kind": kind}
     given |= {"columns": _names(columns), "drop": _names(drop)}
     chosen |= {name: value for name, value in given.items() if value is not None}
-    for part, model in (("flow", FlowConfig), ("train", TrainConfig)):
+    if resume and out is None:
+        out = _usual(chosen, "--resume needs the run folder: give --out")
+    found = _kind(chosen, out if resume else None)
+    chosen.pop("kind", None)
+    for part, model in PARTS[found].items():
         chosen[part] = {**mapping(chosen, part), **given_options(model, options)}
+    _check_options(found, {name for name, value in options.items() if value is not None}, chosen)
+    if throughput is not None and not (dry and throughput > 0):
+        raise InputError("--throughput is a positive number of images a second, and goes with --dry-run")
+    if found == "images":
+        chosen["kind"] = "images"
+        if dry:
+            dry_run(chosen, throughput)
+        else:
+            train_images(chosen, out, resume=resume, overwrite=overwrite, quiet=quiet)
+        return
+    if dry:
+        raise InputError("--dry-run estimates image networks, and this is a table; leave it out")
+    _train_table(chosen, out, resume=resume, overwrite=overwrite, quiet=quiet)
+
+
+def _train_table(chosen: dict[str, Any], out: Path | None, *, resume: bool, overwrite: bool, quiet: bool) -> None:
     if resume:
-        run_config, out = _resumed(chosen, out)
+        assert out is not None
+        run_config = _resumed(chosen, out)
     elif not isinstance(chosen.get("data"), str):
-        raise InputError("no data: give a file, toy:NAME or sklearn:NAME, or a --config that names data")
+        raise InputError("no data: give a file, a folder of images, toy:NAME or sklearn:NAME, or a --config with data")
     # The seed draws a toy set too, so it must be known before the table is.
     seed = run_config.train.seed if resume else chosen["train"].get("seed", 0)
     wanted = (run_config.data, run_config.rows) if resume else (chosen["data"], chosen.get("rows"))
@@ -73,9 +124,8 @@ def train(
     if not resume:
         run_config = RunConfig.choose(chosen, table)
     codec = run_config.codec(table)  # before anything is written or replaced
-    out = out or Path("runs") / _name(run_config.data)
-    main = int(os.environ.get("RANK", "0")) == 0
-    _prepare(out, main, overwrite, resume)
+    out = out or _usual({"data": run_config.data})
+    main = prepare(out, overwrite, resume)
     if main and not quiet:
         _announce(run_config, table, out)
     with TrainingProgress(run_config.train.steps, quiet=quiet or not main) as progress:
@@ -91,24 +141,57 @@ def train(
         say(f"      flowmatch evaluate {out}")
 
 
-def _resumed(chosen: dict[str, Any], out: Path | None) -> tuple[RunConfig, Path]:
+def _resumed(chosen: dict[str, Any], out: Path) -> RunConfig:
     """Config of the run to go on with, with what the user gave on top."""
-    if out is None:
-        if not isinstance(chosen.get("data"), str):
-            raise InputError("--resume needs the run folder: give --out")
-        out = Path("runs") / _name(chosen["data"])
     prepare_folder(out, resume=True)
-    known = read_config(out / "config.yaml").model_dump()
-    parts = {part: {**known[part], **chosen[part]} for part in ("flow", "train")}
-    return RunConfig.parse({**known, **chosen, **parts}), out
+    return RunConfig.parse(merged(read_config(out / "config.yaml").model_dump(), chosen, ("flow", "train")))
 
 
-def _prepare(out: Path, main: bool, overwrite: bool, resume: bool) -> None:
-    """Only one process prepares the folder, and the others wait for it."""
+def _kind(chosen: dict[str, Any], resumed: Path | None) -> str:
+    """What the data are, as told by the options, the run to go on with, or the data themselves."""
+    told = chosen.get("kind")
+    if told is not None and told not in PARTS:
+        raise InputError(f"--kind must be table or images, got {told!r}")
+    if resumed is not None:
+        prepare_folder(resumed, resume=True)
+        return kind_of_run(resumed)
+    if told is not None:
+        return str(told)
+    if "recipe" in chosen:
+        return "images"
+    data = chosen.get("data")
+    return kind_of_source(data) if isinstance(data, str) else "table"
+
+
+def _check_options(kind: str, given: set[str], chosen: dict[str, Any]) -> None:
+    """Raise on options that mean nothing for this kind of data."""
+    known = {name for model in PARTS[kind].values() for name in model.model_fields}
+    foreign = given - known
+    own = {"condition", "columns", "drop"} if kind == "images" else {"recipe", "images"}
+    foreign |= {name for name in own & chosen.keys() if chosen[name]}
+    if foreign:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
+        other = "tables" if kind == "images" else "images"
+        raise InputError(f"{names}: for {other} alone, and the data are {kind}; leave it out, or say --kind")
+
+
+def merged(first: dict[str, Any], second: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+    """Two configs, the second of which counts; their parts are merged option by option."""
+    both = {**first, **second}
+    for part in parts:
+        if part in first and part in second:
+            both[part] = {**mapping(first, part), **mapping(second, part)}
+    return both
+
+
+def prepare(out: Path, overwrite: bool, resume: bool) -> bool:
+    """Make the run folder ready, by one process alone while the others wait; whether this is the one that writes."""
+    main = int(os.environ.get("RANK", "0")) == 0
     if main:
         prepare_folder(out, overwrite=overwrite, resume=resume)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         join_processes().wait_for_everyone()
+    return main
 
 
 def _announce(config: RunConfig, table: Any, out: Path) -> None:
@@ -124,5 +207,10 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _name(data: str) -> str:
-    return data.partition(":")[2] if data.startswith(("toy:", "sklearn:")) else Path(data).stem
+def _usual(chosen: dict[str, Any], missing: str = "no data given") -> Path:
+    """The folder of a run that has been given none."""
+    data = chosen.get("data")
+    if not isinstance(data, str):
+        raise InputError(missing)
+    name = data.partition(":")[2] if data.startswith(("toy:", "sklearn:")) else Path(data).resolve().stem
+    return Path("runs") / name

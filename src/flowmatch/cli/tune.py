@@ -7,18 +7,19 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flowmatch.cli.errors import reported, say
 from flowmatch.cli.sample import conditions
+from flowmatch.cli.working import Working
 from flowmatch.errors import InputError
-from flowmatch.recipes import Run
+from flowmatch.recipes import Run, make_job
+from flowmatch.recipes.kinds import open_run
 
 __all__ = ["tune"]
 
 #: Rows of conditions to draw from.
 CONDITIONS = 10_000
+HELD = 2_000
 
 
 @reported
@@ -29,6 +30,9 @@ def tune(
     steps: Annotated[int, typer.Option(help="Steps of the fit at most.")] = 40,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     batch: Annotated[int | None, typer.Option(help="Rows solved at a time. (default: by the columns)")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where the images lie now, of a run that is told some.", show_default=False)
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Fit a solver of few calls to a run; flowmatch sample RUN --nfe then uses it.
@@ -41,20 +45,25 @@ def tune(
             raise InputError(f"--{name} must be at least {least}, got {value}")
     if batch is not None and batch < 1:
         raise InputError(f"--batch must be at least 1, got {batch}")
-    opened = Run.open(run)
+    opened = open_run(run)
     generator = torch.Generator().manual_seed(seed)
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("tuning", total=1.0)
+    if isinstance(opened, Run):
+        drawn = conditions(opened, [], CONDITIONS, generator)
+    elif opened.config.flow.job == "generate":
+        drawn = opened.labels(CONDITIONS, generator)
+    else:
+        source = next(part for part in reversed(opened.split(data)) if part is not None)
+        index = torch.randperm(len(source), generator=generator)[:HELD]
+        _, drawn = make_job(opened.config.flow, source).take(index, generator)
+    with Working("tuning", quiet) as working:
         solver = opened.flow.tune(
             nfe,
-            conditions(opened, [], CONDITIONS, generator),
+            drawn,
             trajectories=trajectories,
             steps=steps,
             generator=generator,
             rows=batch,
-            progress=lambda done, what: bar.update(task, completed=done, description=what),
+            progress=working.update,
         )
     opened.flow.save(run)
     if quiet:
@@ -64,4 +73,4 @@ def tune(
     shown += [(calls, f"best general solver ({found.name})", found) for calls, found in measured.general.items()]
     for calls, name, found in shown:
         say(f"{name}, {calls} calls: error {found.error:.2e}, median {found.median:.2e}")
-    say(f"next: flowmatch sample {run} --nfe {nfe} --out new.csv")
+    say(f"next: flowmatch sample {run} --nfe {nfe} --out new.{'csv' if isinstance(opened, Run) else 'png'}")

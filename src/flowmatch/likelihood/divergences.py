@@ -36,6 +36,12 @@ from flowmatch.typing import Cond, Field
 __all__ = ["Divergence", "Exact", "Hutchinson", "directional", "divergence", "signs"]
 
 
+_CUT_OFF = (
+    "the field's velocity is cut off from x, for instance by torch.no_grad() or .detach() inside it, or does not "
+    "depend on x; reverse=True needs its gradient: leave it out, to go forward"
+)
+
+
 class Divergence(Protocol):
     """How the divergence is had: tangents for a solve, then columns of estimates from them.
 
@@ -120,9 +126,13 @@ class Hutchinson:
     Args:
         probes: number ``K`` of directions; two or more give a standard error.
         kind: ``"rademacher"`` (random signs, the least variance) or ``"gaussian"``.
+        reverse: :math:`z^T J` by one backward pass a probe, and the same estimate. For image networks, whose
+            convolutions and attention go forwards the slow way: one probe of the small U-Net costs 2 calls so, and 7
+            forwards. The field must let gradients through.
 
     Raises:
-        ValueError: ``probes`` below 1 or an unknown kind.
+        ValueError: ``probes`` below 1 or an unknown kind; on use in reverse mode, a velocity that is cut off from
+            ``x``.
 
     Example:
         >>> probe = Hutchinson(probes=2)
@@ -134,6 +144,7 @@ class Hutchinson:
 
     probes: int = 8
     kind: str = "rademacher"
+    reverse: bool = False
 
     def __post_init__(self) -> None:
         if self.probes < 1:
@@ -154,7 +165,10 @@ class Hutchinson:
     def __call__(self, equation: ODE, t: Tensor | float, x: Tensor, tangents: Tensor | None) -> tuple[Tensor, Tensor]:
         assert tangents is not None
         directions = tangents.movedim(1, 0)
-        value, columns = directional(equation, t, x, directions)
+        if self.reverse:
+            value, columns = _backward(equation, t, x, directions)
+        else:
+            value, columns = directional(equation, t, x, directions)
         products = (directions * columns).flatten(0, 1)
         return value, sum_event(products).view(self.probes, x.shape[0]).movedim(0, 1)
 
@@ -185,6 +199,27 @@ def directional(equation: ODE, t: Tensor | float, x: Tensor, directions: Tensor)
     return value, columns
 
 
+def _backward(equation: ODE, t: Tensor | float, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Value at ``x``, and products of directions ``(K, B, *event)`` with the Jacobian, by plain backward passes.
+
+    No function transform is entered, in which attention and normalisation would have to go the slow way.
+    """
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        point = x if keep and x.requires_grad else x.detach().requires_grad_()
+        value = equation(t, point)
+        if not value.requires_grad and x.numel():
+            raise ValueError(_CUT_OFF)
+        if not x.numel():
+            return value, directions.to(value.dtype)
+        products = [
+            torch.autograd.grad(value, point, direction.to(value.dtype), retain_graph=True, create_graph=keep)[0]
+            for direction in directions
+        ]
+    columns = torch.stack(products)
+    return (value, columns) if keep else (value.detach(), columns)
+
+
 def _pullback(equation: ODE, t: Tensor | float, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Value at ``x``, and products with the transpose of its Jacobian; the value is computed once."""
     tracked = True
@@ -197,10 +232,7 @@ def _pullback(equation: ODE, t: Tensor | float, x: Tensor) -> tuple[Tensor, Call
 
     value, pull = cast(Any, torch.func.vjp(velocity, x))
     if not tracked and x.numel():
-        raise ValueError(
-            "the field's velocity is cut off from x, for instance by torch.no_grad() or .detach() inside it, or does "
-            "not depend on x; Exact(reverse=True) needs its gradient: take Exact(), which goes forward"
-        )
+        raise ValueError(_CUT_OFF)
     return value, lambda weight: pull(weight.to(value.dtype))[0]
 
 

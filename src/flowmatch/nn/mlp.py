@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowmatch.nn.embeddings import TimeEmbedding
+from flowmatch.tensors import can_look
 
 __all__ = ["MLP"]
 
@@ -151,7 +152,7 @@ class MLP(nn.Module):
         if self.label is not None:
             if cond.is_floating_point():
                 raise TypeError(f"class labels must be integers, got {cond.dtype}")
-            if cond.device.type == "cpu" and size and not (int(cond.min()) >= 0 and int(cond.max()) < self.classes):
+            if can_look(cond) and not (int(cond.min()) >= 0 and int(cond.max()) < self.classes):
                 raise ValueError(
                     f"class labels must lie in 0..{self.classes - 1}, got {int(cond.min())} to {int(cond.max())}"
                 )

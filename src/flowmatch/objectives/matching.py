@@ -163,6 +163,11 @@ class FlowMatching:
         return Draw(self.path.sample(t, x0, x1, generator), cond)
 
     @property
+    def by_row(self) -> bool:
+        """Whether the draw of a row depends on that row alone, so that a batch may be drawn in parts."""
+        return isinstance(self.coupling, Independent)
+
+    @property
     def whole_data(self) -> bool:
         """Whether ``x1`` has to be the whole data set, because the coupling was fitted to it."""
         return bool(getattr(self.coupling, "whole_data", False))

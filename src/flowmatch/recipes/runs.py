@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +23,15 @@ from flowmatch.errors import InputError
 from flowmatch.flow import Flow
 from flowmatch.persist import write_atomically
 from flowmatch.recipes.card import model_card
-from flowmatch.recipes.tabular import FlowConfig, fit_flow, make_objective, suggest
+from flowmatch.recipes.folder import mapping, read_history, read_json, read_options
+from flowmatch.recipes.matching import make_objective
+from flowmatch.recipes.tabular import FlowConfig, fit_flow, suggest
 from flowmatch.train import TrainConfig, TrainResult, explain
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "RunConfig", "prepare_folder", "train_run"]
-
-MARKS = ("config.yaml", "data.json", "flow.json", "checkpoints", "metrics.jsonl")
+__all__ = ["Run", "RunConfig", "train_run"]
 
 
 class RunConfig(BaseModel):
@@ -129,7 +128,7 @@ class Run:
             raise InputError(f"no run folder at {folder}; give the folder that flowmatch train wrote (--out)")
         flow = Flow.load(folder)
         config = read_config(folder / "config.yaml")
-        described = _read_json(folder / "data.json")
+        described = read_json(folder / "data.json")
         try:
             codec = TableCodec.from_json(described["codec"])
             shape = described["image_shape"]
@@ -156,10 +155,7 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``."""
-        path = self.folder / "metrics.jsonl"
-        if not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return read_history(self.folder)
 
 
 def train_run(
@@ -219,31 +215,6 @@ def train_run(
     return run, result
 
 
-def prepare_folder(out: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Make an empty run folder, or keep the one to resume.
-
-    Raises:
-        InputError: the folder holds something and neither ``overwrite`` nor ``resume`` is given; it holds something
-            that is not a run; there is nothing to resume.
-    """
-    if resume:
-        if not (out / "config.yaml").is_file():
-            raise InputError(f"nothing to resume at {out}: no config.yaml there; train without --resume")
-        return
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; give a folder with --out")
-    if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            raise InputError(
-                f"{out} already holds something; use another --out, --resume to go on with that run, "
-                "or --overwrite to replace it"
-            )
-        if not any((out / mark).exists() for mark in MARKS):
-            raise InputError(f"{out} is not a run folder, so it will not be overwritten; give another --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-
-
 def read_config(path: Path) -> RunConfig:
     """Read ``config.yaml`` of a run.
 
@@ -251,23 +222,14 @@ def read_config(path: Path) -> RunConfig:
         InputError: missing, not YAML, or not a run's config.
     """
     options = read_options(path)
+    if options.get("kind") == "images":
+        raise InputError(
+            f"{path.parent} is a run of images, and a table is wanted here; flowmatch evaluate measures both"
+        )
     try:
         return RunConfig.parse(options)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def read_options(path: Path) -> dict[str, Any]:
-    """Read a YAML file of options, which may be incomplete."""
-    if not path.is_file():
-        raise InputError(f"no config at {path}; give an existing .yaml file")
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(options, dict):
-        raise InputError(f"{path} must hold a mapping of options to values, got {type(options).__name__}")
-    return options
 
 
 def split(frame: pd.DataFrame, holdout: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -288,23 +250,3 @@ def fingerprint(frame: pd.DataFrame) -> str:
 
 def _held(rows: int, holdout: float) -> int:
     return int(holdout * rows)
-
-
-def mapping(options: dict[str, Any], name: str) -> dict[str, Any]:
-    """The part ``name`` of a config, empty if it is not there; an error if it holds no options."""
-    part = options.get(name) or {}
-    if not isinstance(part, dict):
-        raise InputError(f"{name} must be a mapping of options to values, got {type(part).__name__}")
-    return part
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path} is missing; restore it from a copy or train again")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error}); restore it from a copy or train again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} was not written by flowmatch; restore it from a copy or train again")
-    return content

@@ -12,38 +12,23 @@ residual MLP. What the defaults weigh:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path as FilePath
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from flowmatch.couplings import ConditionAware, ExactOT, Independent, Sinkhorn
-from flowmatch.errors import InputError
 from flowmatch.fields import Predicts
 from flowmatch.flow import Flow
 from flowmatch.nn import MLP
-from flowmatch.objectives import FlowMatching, MinSNR
 from flowmatch.paths import AffinePath
-from flowmatch.schedules import (
-    Cosine,
-    DiffusionCosine,
-    Linear,
-    Polynomial,
-    Schedule,
-    SubVariancePreserving,
-    VarianceExploding,
-    VariancePreserving,
-)
-from flowmatch.times import LogitNormal, Mode, Stratified, Uniform
+from flowmatch.recipes.matching import MatchingConfig, make_objective
 from flowmatch.train import TrainConfig, Trainer, TrainResult
-from flowmatch.typing import Coupling
 
-__all__ = ["FlowConfig", "fit_flow", "make_model", "make_objective", "make_path", "suggest"]
+__all__ = ["FlowConfig", "fit_flow", "make_model", "suggest"]
 
 
-class FlowConfig(BaseModel):
+class FlowConfig(MatchingConfig):
     """What is learnt: path, pairs, times and network.
 
     Example:
@@ -51,21 +36,6 @@ class FlowConfig(BaseModel):
         'cosine'
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    path: Literal["linear", "cosine", "polynomial", "vp", "sub-vp", "ve", "diffusion-cosine"] = Field(
-        "linear", description="schedule of the path from noise to data"
-    )
-    sigma_min: float = Field(0.0, ge=0, lt=1, description="noise left at the data's end of the linear path")
-    times: Literal["uniform", "stratified", "logit-normal", "mode"] = Field(
-        "stratified", description="how training times are drawn; the last two in equal shares of their density"
-    )
-    coupling: Literal["independent", "ot", "sinkhorn"] = Field(
-        "independent", description="how noise and rows are paired in a batch; within each label where there are labels"
-    )
-    predicts: Literal["velocity", "target", "noise"] = Field(
-        "velocity", description="what the network predicts; likelihoods are best by velocity"
-    )
     hidden: int = Field(128, ge=1, description="width of the network")
     depth: int = Field(3, ge=1, description="number of residual blocks of the network")
 
@@ -90,47 +60,6 @@ def suggest(rows: int, dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
         "select": "best" if rows < 10_000 else "last",
     }
     return flow, train
-
-
-def make_path(config: FlowConfig) -> AffinePath:
-    """The path that a config names."""
-    schedules: dict[str, Schedule] = {
-        "linear": Linear(config.sigma_min),
-        "cosine": Cosine(),
-        "polynomial": Polynomial(),
-        "vp": VariancePreserving(),
-        "sub-vp": SubVariancePreserving(),
-        "ve": VarianceExploding(),
-        "diffusion-cosine": DiffusionCosine(),
-    }
-    return AffinePath(schedules[config.path])
-
-
-def make_objective(config: FlowConfig, classes: int = 0, cond_dim: int = 0) -> FlowMatching:
-    """The objective that a config names; with a condition, pairs are made within or near it.
-
-    Raises:
-        InputError: entropic pairs with a numeric condition, for which there is no plan that keeps the source's law, or
-            exact pairs without numba.
-    """
-    if cond_dim and config.coupling == "sinkhorn":
-        raise InputError("coupling sinkhorn does not go with a numeric condition; use coupling ot or independent")
-    if config.coupling == "ot" and find_spec("numba") is None:
-        raise InputError('coupling ot needs numba; run: pip install "flowmatch[ot]"')
-    path = make_path(config)
-    low, high = path.interval
-    laws = {"uniform": Uniform, "stratified": Stratified, "logit-normal": LogitNormal, "mode": Mode}
-    times: Any = laws[config.times](low=low, high=high)
-    if config.times in ("logit-normal", "mode"):
-        times = Stratified(low, high, base=times)
-    couplings: dict[str, Coupling] = {"independent": Independent(), "ot": ExactOT(), "sinkhorn": Sinkhorn()}
-    coupling = couplings[config.coupling]
-    if (classes or cond_dim) and config.coupling != "independent":
-        # Plain transport would give each label a part of the source of its own.
-        coupling = ConditionAware(coupling)
-    # The plain error of a target hardly counts near the data, where its slope decides the likelihood.
-    weighting = MinSNR() if config.predicts == "target" else None
-    return FlowMatching(path, coupling, times, predicts=config.predicts, weighting=weighting)
 
 
 def make_model(config: FlowConfig, dim: int, classes: int = 0, cond_dim: int = 0, seed: int = 0) -> MLP:

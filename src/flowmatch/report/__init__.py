@@ -1,6 +1,7 @@
 """Report: a trained flow measured on rows it never saw, and a page that shows it.
 
-:func:`evaluate` measures, draws and writes everything; :func:`write_html` makes the page again from what was measured.
+:func:`evaluate` measures, draws and writes everything, and :func:`evaluate_image_run` does for images;
+:func:`write_html` makes the page again from what was measured.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ for _name, _package in (("jinja2", "jinja2"), ("sklearn", "scikit-learn"), ("pan
         )
 
 from flowmatch.report.evaluate import evaluate
+from flowmatch.report.images import evaluate_image_run
 from flowmatch.report.page import write_html
 from flowmatch.report.readings import readings
 
-__all__ = ["evaluate", "readings", "write_html"]
+__all__ = ["evaluate", "evaluate_image_run", "readings", "write_html"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from flowmatch.errors import InputError
 from flowmatch.persist import write_atomically
+from flowmatch.report.image_readings import image_readings
 from flowmatch.report.readings import readings
 
 __all__ = ["write_html"]
@@ -23,7 +24,7 @@ def write_html(result: Mapping[str, Any], path: str | Path) -> Path:
     The page holds its pictures and styles, loads nothing from elsewhere and runs no script.
 
     Args:
-        result: what :func:`evaluate` returned, or what ``evaluation.json`` holds.
+        result: what :func:`evaluate` or :func:`evaluate_image_run` returned, or what ``evaluation.json`` holds.
         path: the file. The pictures are read from the folder it lies in.
 
     Returns:
@@ -33,13 +34,15 @@ def write_html(result: Mapping[str, Any], path: str | Path) -> Path:
         InputError: a picture named in ``result`` is not there.
     """
     target = Path(path)
+    figures = [_embedded(f, target.parent) for f in result["figures"]]
+    images = result.get("kind") == "images"
+    numbers = image_readings(result) if images else readings(result)
     # Names of columns and of the folder are the user's own text: they are escaped, not trusted.
-    environment = importlib.import_module("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files(__package__) / "template.html").read_text(encoding="utf-8"))
-    page = template.render(
-        result=result, readings=readings(result), figures=[_embedded(f, target.parent) for f in result["figures"]]
-    )
-    write_atomically(target, page.encode())
+    jinja2 = importlib.import_module("jinja2")
+    loader = jinja2.FunctionLoader(lambda name: (files(__package__) / name).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.get_template("images.html" if images else "table.html")
+    write_atomically(target, template.render(result=result, readings=numbers, figures=figures).encode())
     return target
 
 

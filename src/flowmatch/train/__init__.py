@@ -13,7 +13,9 @@ from flowmatch.train.config import TrainConfig, explain
 from flowmatch.train.data import Data, TensorData
 from flowmatch.train.draws import Draws
 from flowmatch.train.ema import Ema
-from flowmatch.train.log import Callback, JsonLines, TensorBoard
+from flowmatch.train.labels import LabelDropout
+from flowmatch.train.log import Callback, JsonLines, TensorBoard, Wandb
+from flowmatch.train.posthoc import posthoc_ema
 from flowmatch.train.processes import join_processes
 from flowmatch.train.trainer import Trainer, TrainResult
 
@@ -25,11 +27,14 @@ __all__ = [
     "Draws",
     "Ema",
     "JsonLines",
+    "LabelDropout",
     "TensorBoard",
     "TensorData",
     "TrainConfig",
     "TrainResult",
     "Trainer",
+    "Wandb",
     "explain",
     "join_processes",
+    "posthoc_ema",
 ]

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from flowmatch.errors import InputError
+from flowmatch.train.files import write_tensors
 
 __all__ = ["Checkpoint", "Checkpoints", "check_fit"]
 
@@ -97,7 +98,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            hashes = {f"{name}.safetensors": _write_tensors(temporary, name, group) for name, group in tensors.items()}
+            files = {f"{name}.safetensors": group for name, group in tensors.items()}
+            hashes = {name: write_tensors(temporary / name, group) for name, group in files.items()}
             _write_state(temporary, step, hashes, state)
             _sync_folder(temporary)
             _discard(final)  # there is one only if it was damaged, or the run went back before it
@@ -185,28 +187,17 @@ def _kind(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
-def _write_tensors(folder: Path, name: str, group: Mapping[str, Tensor]) -> str:
-    from safetensors.torch import save
-
-    # A copy each: safetensors refuses tensors that share memory, such as tied weights.
-    return _write(
-        folder / f"{name}.safetensors",
-        save({key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in group.items()}),
-    )
-
-
 def _write_state(folder: Path, step: int, hashes: Mapping[str, str], state: Mapping[str, Any]) -> None:
     head = {"format": _FORMAT, "version": _VERSION, "step": step, "torch": str(torch.__version__)}
     body = {**head, "sha256": dict(hashes), "state": dict(state)}
     _write(folder / "state.json", json.dumps({**body, "sha256_of_this": _digest(body)}, indent=1).encode())
 
 
-def _write(path: Path, content: bytes) -> str:
+def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return hashlib.sha256(content).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flowmatch.errors import InputError
+from flowmatch.train.profiles import WIDEST
 
 __all__ = ["TrainConfig", "explain"]
 
@@ -53,9 +54,26 @@ class TrainConfig(BaseModel):
     )
     clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 turns clipping off")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights; 0 turns averaging off")
-    precision: Literal["fp32", "bf16"] = Field(
+    ema_profile: Literal["exponential", "power"] = Field(
+        "exponential", description="how the average forgets: by ema, or by a power of the step, as wide as ema_sigma"
+    )
+    ema_sigma: float = Field(
+        0.1, gt=0, le=WIDEST, description="width of the power average, as a share of the steps so far"
+    )
+    posthoc_every: int = Field(
+        0, ge=0, description="steps between two snapshots for averages chosen after training; 0 for none"
+    )
+    label_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the labels that training replaces by the network's empty label"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="type in which the network computes; weights and loss stay in fp32"
     )
+    shard: bool = Field(
+        False, description="share weights, moments and averages among the processes (FSDP2), not rows alone"
+    )
+    checkpointing: bool = Field(False, description="compute blocks again in the backward pass, to save memory")
+    compile: bool = Field(False, description="compile the network for training")
     accumulate: int = Field(1, ge=1, description="parts in which a batch is computed, to save memory")
     pool: int | None = Field(
         None, ge=1, description="rows that are coupled together, a multiple of batch_size; the batch if not given"
@@ -69,7 +87,9 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(1000, ge=0, description="steps between two checkpoints; 0 for the end alone")
     keep: int = Field(3, ge=1, description="number of newest checkpoints that are kept")
     log_every: int = Field(50, ge=0, description="steps between two lines of metrics; 0 for the end alone")
+    sample_every: int = Field(0, ge=0, description="steps between two looks at samples; 0 for none")
     tensorboard: bool = Field(True, description="also write TensorBoard events")
+    wandb: bool = Field(False, description="also log to Weights & Biases")
 
     @model_validator(mode="after")
     def _check_parts(self) -> TrainConfig:
@@ -80,6 +100,8 @@ class TrainConfig(BaseModel):
             )
         if self.pool is not None and self.pool % self.batch_size:
             raise ValueError(f"pool {self.pool} must be a multiple of batch_size {self.batch_size}")
+        if self.ema_profile == "power" and not self.ema:
+            raise ValueError("ema 0 turns averaging off, so there is no ema_profile power; leave one of the two out")
         return self
 
     @classmethod

@@ -5,17 +5,22 @@ The library itself prints nothing. A progress bar, a plot or a stop condition is
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import Tensor, nn
 
 from flowmatch.errors import InputError
 
 if TYPE_CHECKING:
     from flowmatch.train.trainer import TrainResult
 
-__all__ = ["Callback", "JsonLines", "Metrics", "TensorBoard"]
+__all__ = ["Callback", "JsonLines", "Metrics", "TensorBoard", "Wandb"]
 
 Metrics: TypeAlias = dict[str, float]
 
@@ -40,6 +45,17 @@ class Callback:
 
     def on_evaluate(self, step: int, metrics: Metrics) -> None:
         """After an evaluation, before the line that carries it; ``metrics`` holds ``heldout_loss``."""
+
+    def on_sample(self, step: int, model: nn.Module) -> Mapping[str, Tensor] | None:
+        """Every ``config.sample_every`` updates, to look at samples.
+
+        The averaged model comes in evaluation mode, without gradients, and PyTorch's generators are put back
+        afterwards, so that training goes on as if nobody had looked.
+
+        Returns:
+            Pictures by name for TensorBoard and the like, ``(C, H, W)`` in ``[0, 1]`` or bytes; or ``None``.
+        """
+        return None
 
     def on_end(self, result: TrainResult) -> None:
         """After the last step and the last checkpoint."""
@@ -122,6 +138,59 @@ class TensorBoard(Callback):
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
+    def image(self, name: str, picture: Tensor, step: int) -> None:
+        """A picture ``(C, H, W)``, floating in ``[0, 1]`` or bytes."""
+        self._writer.add_image(name, _bytes(picture), step)
+
     def close(self) -> None:
         """Write what is pending and end the writer's thread."""
         self._writer.close()
+
+
+class Wandb(Callback):
+    """The same metrics and pictures at Weights & Biases.
+
+    Args:
+        folder: folder of the run; its name is the run's. Under what number it is known there is kept in ``wandb.id``.
+        config: options to show beside it.
+        start: number of updates done before; a run that goes on keeps its number, a fresh one gets a new one.
+
+    Raises:
+        ImportError: the package ``wandb`` is not installed.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], start: int = 0) -> None:
+        self._wandb, file = self.module(), folder / "wandb.id"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (start and file.exists()):
+            file.write_text(uuid.uuid4().hex, encoding="utf-8")
+        known = file.read_text(encoding="utf-8").strip()
+        self._run = self._wandb.init(
+            project="flowmatch", name=folder.name, id=known, resume="allow", dir=str(folder), config=dict(config)
+        )
+
+    @staticmethod
+    def module() -> Any:
+        """The package."""
+        try:
+            return importlib.import_module("wandb")
+        except ImportError as error:
+            raise ImportError("wandb is not installed; run: pip install wandb, or set wandb=False") from error
+
+    def on_log(self, step: int, metrics: Metrics) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def image(self, name: str, picture: Tensor, step: int) -> None:
+        """A picture ``(C, H, W)``, floating in ``[0, 1]`` or bytes."""
+        self._run.log({name: self._wandb.Image(_bytes(picture).movedim(0, -1).numpy())}, step=step)
+
+    def close(self) -> None:
+        """Send what is pending."""
+        self._run.finish()
+
+
+def _bytes(picture: Tensor) -> Tensor:
+    if picture.ndim != 3 or picture.shape[0] not in (1, 3):
+        raise InputError(f"a picture must have shape (1, H, W) or (3, H, W), got {tuple(picture.shape)}")
+    picture = picture.detach().cpu()
+    return (picture.clamp(0, 1) * 255).round().byte() if picture.is_floating_point() else picture

@@ -51,7 +51,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"):
         raise InputError(
             f"the launcher asks for {accelerator.distributed_type.value}, which this trainer does not support; "
-            "launch it with torchrun, for one copy of the model in each process"
+            "launch it with torchrun, for one copy of the model in each process, or for shares of one with shard=True"
         )
     parts = accelerator.num_processes * config.accumulate
     if config.batch_size % parts:

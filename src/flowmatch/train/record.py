@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from flowmatch.errors import InputError
 from flowmatch.train.checkpoint import Checkpoint, Checkpoints
 from flowmatch.train.config import TrainConfig
-from flowmatch.train.log import Callback, JsonLines, Metrics, TensorBoard
+from flowmatch.train.log import Callback, JsonLines, Metrics, TensorBoard, Wandb
 
 if TYPE_CHECKING:
     from flowmatch.train.trainer import TrainResult
@@ -28,6 +29,10 @@ class Record:
         config: options of the run.
         callbacks: listeners besides the record's own files.
         writes: whether this process writes; one of all does.
+
+    Raises:
+        ImportError: ``config.wandb`` without the package.
+        InputError: ``config.wandb`` without a folder.
     """
 
     def __init__(self, out: Path | None, config: TrainConfig, callbacks: Sequence[Callback], writes: bool) -> None:
@@ -36,7 +41,11 @@ class Record:
         self._files = (
             None if out is None else (Checkpoints(out / "checkpoints", config.keep), JsonLines(out / "metrics.jsonl"))
         )
-        self._board: TensorBoard | None = None
+        self._boards: list[TensorBoard | Wandb] = []
+        if config.wandb:
+            if out is None:
+                raise InputError("wandb=True needs the folder of the run; give the Trainer out=, or set wandb=False")
+            Wandb.module()  # before hours of training, not after
 
     def find(self, resume: bool) -> Checkpoint | None:
         """The checkpoint to start from; ``None`` for a fresh run.
@@ -63,26 +72,39 @@ class Record:
             checkpoints.clean()
             self.history = metrics.cut(step)
             if self._config.tensorboard:
-                self._board = TensorBoard(self.out / "tensorboard", step)
+                self._boards.append(TensorBoard(self.out / "tensorboard", step))
+            if self._config.wandb:
+                self._boards.append(Wandb(self.out, self._config.model_dump(), step))
         try:
             yield
         finally:
-            if self._board is not None:
-                self._board.close()
-                self._board = None
+            for board in self._boards:
+                board.close()
+            self._boards = []
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Add a line to the history, the files and the callbacks."""
         self.history.append({"step": step, **metrics})
         if self._writes:
             files = [] if self._files is None else [self._files[1]]
-            for listener in [*files, *([self._board] if self._board else []), *self._callbacks]:
+            for listener in [*files, *self._boards, *self._callbacks]:
                 listener.on_log(step, metrics)
 
     def evaluated(self, step: int, metrics: Metrics) -> None:
         """Tell the callbacks of an evaluation."""
         for callback in self._callbacks if self._writes else ():
             callback.on_evaluate(step, metrics)
+
+    @torch.no_grad()
+    def sampled(self, step: int, model: nn.Module, device: torch.device) -> None:
+        """Let the callbacks look at samples, and send on their pictures; the generators stay as they were."""
+        if not (self._writes and self._callbacks):
+            return
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for callback in self._callbacks:
+                for name, picture in (callback.on_sample(step, model) or {}).items():
+                    for board in self._boards:
+                        board.image(name, picture, step)
 
     def ended(self, result: TrainResult) -> None:
         """Tell the callbacks of the end."""

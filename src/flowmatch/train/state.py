@@ -1,7 +1,8 @@
 """State of the optimiser and of the random generators as named tensors, and back.
 
 PyTorch numbers the optimiser's state by the order of the parameters, so that a reordered model would load another
-weight's moments without a word. Here it goes by the parameter's name.
+weight's moments without a word. Here it goes by the parameter's name, as a whole: a sharded state is gathered, so that
+it can be read by another number of processes.
 """
 
 from __future__ import annotations
@@ -14,17 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch.train.checkpoint import check_fit
+from flowmatch.train.data import mix
+from flowmatch.train.shards import fill, gathered, is_sharded, shard_like
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["load_optimizer", "load_rng", "model_tensors", "optimizer_tensors", "rng_tensors"]
+__all__ = ["load_model", "load_optimizer", "load_rng", "model_tensors", "optimizer_tensors", "rng_tensors"]
+
+_RANK = 4  # purpose of a seed, see data.py: the generators of a process that joined a run later
 
 _SCALAR = torch.zeros(())  # shape and type of AdamW's counter of steps
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name.
+def model_tensors(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; wholes, so that all processes call it for a sharded model.
+
+    Args:
+        model: the model.
+        keep: whether this process needs them.
 
     Raises:
         TypeError: the model keeps something else in its state, which could be saved by pickle alone.
@@ -33,13 +42,21 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"the state of the model must be tensors, got {type(value).__name__} under {name}")
-    return state
+    return gathered(state, keep)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
-    """State of ``optimizer``, whose parameters are called ``names``, as ``{"weight.exp_avg": ...}``."""
+def load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`model_tensors` gave."""
+    if any(is_sharded(weight) for weight in model.parameters()):
+        fill(model.state_dict(), tensors)
+    else:
+        model.load_state_dict(tensors)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str], keep: bool = True) -> dict[str, Tensor]:
+    """State of ``optimizer``, whose parameters are called ``names``, as ``{"weight.exp_avg": ...}``; wholes."""
     states: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {f"{names[i]}.{slot}": value for i, slots in states.items() for slot, value in slots.items()}
+    return gathered({f"{names[i]}.{slot}": value for i, slots in states.items() for slot, value in slots.items()}, keep)
 
 
 def load_optimizer(
@@ -50,14 +67,18 @@ def load_optimizer(
     Raises:
         InputError: names, shapes or types differ from those of the parameters.
     """
-    parameters = dict(zip(names, optimizer.param_groups[0]["params"], strict=True))
+    parameters = dict(
+        zip(names, (weight for group in optimizer.param_groups for weight in group["params"]), strict=True)
+    )
     # A parameter that never had a gradient has no state.
     seen = {name: like for name, like in parameters.items() if f"{name}.step" in tensors}
     slots = ("step", "exp_avg", "exp_avg_sq")
     expected = {f"{name}.{slot}": _SCALAR if slot == "step" else seen[name] for name in seen for slot in slots}
     check_fit(tensors, expected, "optimiser", where)
     state: dict[int, dict[str, Any]] = {
-        i: {slot: tensors[f"{name}.{slot}"] for slot in slots} for i, name in enumerate(names) if name in seen
+        i: {slot: shard_like(tensors[f"{name}.{slot}"], expected[f"{name}.{slot}"]) for slot in slots}
+        for i, name in enumerate(names)
+        if name in seen
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -70,12 +91,18 @@ def rng_tensors(accelerator: Accelerator) -> dict[str, Tensor]:
     return {name: accelerator.gather(state[None].to(accelerator.device)) for name, state in states.items()}
 
 
-def load_rng(accelerator: Accelerator, tensors: Mapping[str, Tensor]) -> None:
-    """Put back this process's states; a process that was not there before keeps its own."""
+def load_rng(accelerator: Accelerator, tensors: Mapping[str, Tensor], seed: int, step: int) -> None:
+    """Put back this process's states; one that was not there before is seeded by the run, the step and its number."""
     rank = accelerator.process_index
+    if rank >= len(tensors["cpu"]):
+        start = mix(seed, _RANK, step, rank)
+        torch.set_rng_state(torch.Generator().manual_seed(start).get_state())
+        if accelerator.device.type == "cuda":
+            state = torch.Generator(accelerator.device).manual_seed(start).get_state()
+            torch.cuda.set_rng_state(state, accelerator.device)
+        return
     # Cloned, because torch reads a state as if it lay at the aligned start of its memory: a row of a larger tensor,
     # which is a view, ends the process with a segmentation fault (torch 2.13).
-    if rank < len(tensors["cpu"]):
-        torch.set_rng_state(tensors["cpu"][rank].clone())
-    if accelerator.device.type == "cuda" and "cuda" in tensors and rank < len(tensors["cuda"]):
+    torch.set_rng_state(tensors["cpu"][rank].clone())
+    if accelerator.device.type == "cuda" and "cuda" in tensors:
         torch.cuda.set_rng_state(tensors["cuda"][rank].clone(), accelerator.device)

@@ -5,6 +5,7 @@ from flowmatch.data.images.images import ImageReport, Images
 from flowmatch.data.images.load import load_images
 from flowmatch.data.images.pairs import Downsampled, Masked, box_holes, pixel_holes
 from flowmatch.data.images.pixels import dequantized, scaled, to_uint8
+from flowmatch.data.images.write import sheet, write_images
 
 __all__ = [
     "Damaged",
@@ -17,5 +18,7 @@ __all__ = [
     "load_images",
     "pixel_holes",
     "scaled",
+    "sheet",
     "to_uint8",
+    "write_images",
 ]

@@ -1,0 +1,244 @@
+"""Evaluation of a run on images: distances in features, bits a dimension, likeness to the truth, and their floors."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from flowmatch import plot
+from flowmatch.errors import InputError
+from flowmatch.likelihood import Exact, Hutchinson, bits_per_dim
+from flowmatch.metrics import FeatureNet, evaluate_images, psnr, ssim
+from flowmatch.persist import write_atomically
+from flowmatch.recipes import ImageRun, make_job
+from flowmatch.recipes.previews import told_sheet
+from flowmatch.report.page import write_html
+from flowmatch.report.subject import Progress
+from flowmatch.solvers import Dopri5
+from flowmatch.tensors import take
+
+if TYPE_CHECKING:
+    from flowmatch.data.images import Images
+
+__all__ = ["evaluate_image_run"]
+
+#: An exact divergence takes as many passes as an image has numbers; beyond these it is estimated.
+_EXACT = 64
+#: Tolerance of the adaptive solver whose calls are counted, that of the paper; and of likelihoods, which at ten times
+#: the tolerance change in the third digit after the point.
+_TOLERANCE, _LIKELY = 1e-5, 1e-4
+_COUNTED = 16
+_SHOWN = 80
+
+
+def evaluate_image_run(
+    run: ImageRun,
+    train: Images,
+    heldout: Images,
+    features: FeatureNet,
+    out: Path,
+    how: dict[str, Any],
+    *,
+    samples: int = 2000,
+    guidance: float | None = None,
+    likelihood_rows: int = 32,
+    noises: int = 1,
+    seed: int = 0,
+    batch: int = 256,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a run on images it never saw, and write a report about it.
+
+    Writes ``report.html``, ``evaluation.json`` and ``plots/*.png`` into ``out``.
+
+    Args:
+        run: the run.
+        train: images it was trained on, for the floors.
+        heldout: images it never saw.
+        features: what distances are taken in; the report names them.
+        out: folder of the report.
+        how: ``solver=``, ``steps=`` and so on, of the samples.
+        samples: number of samples to compare; as many as there are held-out images at most.
+        guidance: strength of guidance.
+        likelihood_rows: held-out images to score; 0 for none.
+        noises: noises that each image is dequantised by.
+        seed: seed of everything drawn.
+        batch: images solved at a time.
+        progress: called with the part that is done, from 0 to 1, and what comes next.
+
+    Returns:
+        What ``evaluation.json`` holds.
+
+    Raises:
+        InputError: too few images to compare with.
+    """
+    began = time.perf_counter()
+    tick: Progress = progress if progress is not None else lambda done, what: None
+    count = min(samples, len(heldout), len(train))
+    if count < 4:
+        raise InputError(f"an evaluation needs 4 held-out images at least, got {count}; hold out more, or give --split")
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(len(heldout), generator=generator)[:count]
+    job = make_job(run.config.flow, heldout.subset(index, flip=False, dequantize=False))
+    truth, cond = job.take(torch.arange(count), generator)
+    flow = run.flow if guidance is None else run.guided(guidance)
+    tick(0.0, "drawing samples")
+    made = _draw(flow, count, cond, generator, how, batch, lambda part: tick(0.4 * part, "drawing samples"))
+    tick(0.4, "comparing features")
+    compared = evaluate_images(made, truth, train.subset(_some(train, count, generator), flip=False), features)
+    found: dict[str, Any] = {
+        "title": run.folder.resolve().name,
+        "kind": "images",
+        "job": run.config.flow.job,
+        "rows": {"train": len(train), "heldout": len(heldout)},
+        "shape": list(run.shape),
+        "classes": len(run.classes),
+        "seed": seed,
+        "guidance": guidance,
+        "distances": compared.to_dict(),
+        "likeness": None if run.config.flow.job == "generate" else _likeness(made, truth, cond),
+    }
+    tick(0.55, "counting calls")
+    found["sampling"] = _cost(flow, cond, generator, how)
+    tick(0.6, "scoring held-out images")
+    found["bits_per_dim"] = (
+        _bits(run, heldout, min(likelihood_rows, len(heldout)), noises, seed) if likelihood_rows else None
+    )
+    tick(0.95, "drawing pictures")
+    found["figures"] = _figures(run, made, truth, cond, train, features, out)
+    found["seconds"] = time.perf_counter() - began
+    write_atomically(out / "evaluation.json", (json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
+    write_html(found, out / "report.html")
+    tick(1.0, "done")
+    return found
+
+
+def _draw(
+    flow: Any, count: int, cond: Any, generator: torch.Generator, how: dict[str, Any], batch: int, tick: Any
+) -> Tensor:
+    home, parts = flow.home, []
+    for rows in torch.arange(count).split(batch):
+        part = pytree.tree_map(lambda leaf: leaf.to(home.device), None if cond is None else take(cond, rows))
+        parts.append(flow.sample(len(rows), part, generator=generator, **how).float().cpu())
+        tick((int(rows[-1]) + 1) / count)
+    return torch.cat(parts)
+
+
+def _some(images: Images, count: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(len(images), generator=generator)[:count]
+
+
+def _likeness(made: Tensor, truth: Tensor, cond: Any) -> dict[str, Any]:
+    """How near the samples are to the images they were made for, beside what the network was told."""
+    told = cond["image"].clamp(-1, 1)
+    return {
+        name: {"samples": float(measure(made.clamp(-1, 1), truth).mean()), "told": float(measure(told, truth).mean())}
+        for name, measure in (("psnr", psnr), ("ssim", ssim))
+        if name == "psnr" or min(made.shape[2:]) >= 11
+    }
+
+
+def _cost(flow: Any, cond: Any, generator: torch.Generator, how: dict[str, Any]) -> dict[str, Any]:
+    """Calls of the sampler, and of an adaptive one under a tight tolerance."""
+    few = None if cond is None else take(cond, torch.arange(min(_COUNTED, len(pytree.tree_leaves(cond)[0]))))
+    count = _COUNTED if few is None else len(pytree.tree_leaves(few)[0])
+    start = flow.start(count, generator)
+    with torch.no_grad():
+        used = flow.solve(start, few, **how)
+        tight = flow.solve(start, few, solver=Dopri5(), rtol=_TOLERANCE, atol=_TOLERANCE)
+    away = (used.x - tight.x).float().square().mean().sqrt()
+    return {
+        "solver": type(how.get("solver") or flow.solver or Dopri5()).__name__,
+        "nfe": int(used.nfe),
+        "adaptive_nfe": int(tight.nfe),
+        "tolerance": _TOLERANCE,
+        "error": float(away),
+    }
+
+
+def _bits(run: ImageRun, heldout: Images, rows: int, noises: int, seed: int) -> dict[str, Any]:
+    """Bits a dimension of held-out images, without guidance, which is no density."""
+    generator = torch.Generator().manual_seed(seed)
+    index = _some(heldout, rows, generator)
+    exact = math.prod(run.shape) <= _EXACT
+    _, cond = make_job(run.config.flow, heldout.subset(index, flip=False)).take(torch.arange(rows), generator)
+    tight: dict[str, Any] = {"solver": Dopri5(), "rtol": _LIKELY, "atol": _LIKELY}
+    scored = bits_per_dim(
+        run.flow,
+        heldout.levels(index),
+        cond,
+        noises=noises,
+        divergence=Exact() if exact else Hutchinson(1, reverse=True),
+        generator=generator,
+        **tight,
+    )
+    bits = scored.bits.double()
+    return {
+        "mean": float(bits.mean()),
+        "stderr": float(bits.std() / math.sqrt(rows)) if rows > 1 else None,
+        "noises": noises,
+        "rows": rows,
+        "nfe": int(scored.nfe),
+        "divergence": "exact" if exact else "estimated with one probe",
+        "dequantized": run.config.images.dequantize,
+    }
+
+
+def _figures(
+    run: ImageRun, made: Tensor, truth: Tensor, cond: Any, train: Images, features: FeatureNet, out: Path
+) -> list[dict[str, str]]:
+    from flowmatch.data.images import sheet, to_uint8
+    from flowmatch.data.images.write import png
+
+    folder = out / "plots"
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: list[tuple[str, str, str, bytes]] = []
+    levels, real = to_uint8(made[:_SHOWN]), to_uint8(truth[:_SHOWN])
+    if run.config.flow.job == "generate":
+        text = "Samples in the order in which they were drawn; none was chosen."
+        drawn.append(("samples", "Samples", text, png(sheet(levels, 10, _scale(run)))))
+        text = "Held-out images, of the same classes where there are any."
+        drawn.append(("heldout", "Held-out images", text, png(sheet(real, 10, _scale(run)))))
+    else:
+        text = "Three images a sample: what the network was told, what it made, and the truth."
+        told = cond["image"][:30]
+        drawn.append(("samples", "Samples", text, png(told_sheet(told, levels[:30], real[:30], 3))))
+    near = _nearest(made[:10], train, features)
+    text = (
+        "Above ten samples, below each the training image nearest to it in the features. Samples should not be copies."
+    )
+    pairs = torch.cat([levels[:10], train.levels(near)])
+    drawn.append(("nearest", "Nearest training images", text, png(sheet(pairs, len(near), _scale(run)))))
+    for name, _, _, content in drawn:
+        write_atomically(folder / f"{name}.png", content)
+    found = [{"file": f"plots/{name}.png", "title": title, "caption": text} for name, title, text, _ in drawn]
+    history = run.history()
+    if any(row.get("loss") is not None for row in history):
+        figure = plot.loss_curve(history)
+        figure.savefig(folder / "loss.png", bbox_inches="tight", pad_inches=0.12)
+        caption = (
+            "Every logged step, faint, and its running mean. A flow matching loss does not fall to zero: its floor is "
+            "the spread of the velocities that meet in one point."
+        )
+        found.append({"file": "plots/loss.png", "title": "Training", "caption": caption})
+    return found
+
+
+def _scale(run: ImageRun) -> int:
+    return max(1, 64 // max(run.shape[1:]))
+
+
+def _nearest(made: Tensor, train: Images, features: FeatureNet, most: int = 10_000) -> Tensor:
+    """Numbers of the training images nearest to samples, among the first of a fixed shuffle."""
+    from flowmatch.metrics import extract
+
+    index = _some(train, min(most, len(train)), torch.Generator().manual_seed(0))
+    known = extract(features, train.subset(index, flip=False, dequantize=False))
+    return index[torch.cdist(extract(features, made).double(), known.double()).argmin(1).cpu()]

@@ -1,0 +1,261 @@
+"""The whole way of images by the command line: a folder goes in; samples, a report and features come out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from flowmatch.data.images import load_images
+from flowmatch.recipes import ImageRun
+from flowmatch.recipes.kinds import kind_of_source
+from tests.cli.test_bad_input import refused
+
+KINDS = ("down", "flat", "up")
+SMALL = ["--steps", "20", "--batch-size", "16", "--no-tensorboard"]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Forty images of each of three classes, one of which is damaged, and a file that is none."""
+    folder, rng = tmp_path_factory.mktemp("images") / "pictures", np.random.default_rng(0)
+    ramp = np.linspace(0, 255, 8)
+    for kind, slope in zip(KINDS, (ramp[::-1], np.full(8, 128), ramp), strict=True):
+        (folder / kind).mkdir(parents=True)
+        for k in range(40):
+            noisy = slope[:, None] + rng.normal(0, 12, size=(8, 8))
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / kind / f"{k:02d}.png")
+    (folder / "flat" / "broken.png").write_bytes((folder / "flat" / "00.png").read_bytes()[:40])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory) -> Path:
+    """A network small enough for tests."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    options = {"network": "dit-small", "network_options": {"hidden": 16, "depth": 1, "heads": 2}}
+    path.write_text(yaml.safe_dump({"kind": "images", "flow": options}))
+    return path
+
+
+def _train(flowmatch, pictures, config, out, *more) -> Path:
+    result = flowmatch("train", pictures, "--config", config, "--out", out, *SMALL, *more)
+    assert result.code == 0, (result.err, result.exception)
+    assert "1 of 121 images" in result.err
+    assert "broken.png" in result.err
+    return out
+
+
+@pytest.fixture(scope="session")
+def by_class(flowmatch, pictures, config, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("generate") / "run"
+    more = ("--sample-every", 40, "--label-dropout", 0.2, "--steps", 80, "--learning-rate", 0.01)
+    return _train(flowmatch, pictures, config, out, *more)
+
+
+@pytest.fixture(scope="session", params=["upscale", "inpaint"])
+def told(flowmatch, pictures, config, tmp_path_factory, request) -> Path:
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    return _train(flowmatch, pictures, config, out, "--job", request.param, "--no-labels")
+
+
+def test_the_run_folder_is_whole(by_class) -> None:
+    for name in ("config.yaml", "data.json", "flow.json", "model.safetensors", "README.md", "samples.png"):
+        assert (by_class / name).is_file(), name
+    described = json.loads((by_class / "data.json").read_text())
+    assert described["shape"] == [1, 8, 8]
+    assert list(described["counts"]) == list(KINDS)
+    assert described["damaged"][0][0].endswith("broken.png")
+    names = [path.name for path in sorted((by_class / "samples").iterdir())]
+    assert names == ["step_00000040.png", "step_00000080.png"]
+
+
+def test_samples_are_written_in_every_form_and_read_again(flowmatch, by_class, tmp_path) -> None:
+    for form in ("new.png", "new.npz", "new"):
+        assert flowmatch("sample", by_class, "-n", 9, "--out", tmp_path / form).code == 0
+    with Image.open(tmp_path / "new.png") as sheet:
+        assert sheet.mode == "L"
+    folder, array = load_images(tmp_path / "new"), load_images(tmp_path / "new.npz")
+    assert folder.shape == array.shape == (1, 8, 8)
+    assert set(folder.classes) <= set(KINDS)
+    rows = lambda images: sorted(bytes(image) for image in images.levels().numpy())  # noqa: E731
+    assert rows(folder) == rows(array)
+
+
+def test_seed_class_and_guidance_decide_the_samples(flowmatch, by_class, tmp_path) -> None:
+    def draw(name: str, *more: object) -> np.ndarray:
+        arguments = ("-n", 6, "--given", "up", "--out", tmp_path / f"{name}.npz", *more)
+        result = flowmatch("sample", by_class, *arguments)
+        assert result.code == 0, result.err
+        return np.load(tmp_path / f"{name}.npz")["images"]
+
+    first = draw("first")
+    assert np.array_equal(first, draw("again"))
+    assert np.array_equal(first, draw("one", "--guidance", 1))
+    assert not np.array_equal(first, draw("two", "--guidance", 3))
+    assert np.array_equal(first, draw("late", "--guidance", 3, "--interval", 0.999, 1))
+    assert not np.array_equal(first, draw("other", "--seed", 1))
+    assert set(np.load(tmp_path / "first.npz")["labels"]) == {"up"}
+
+
+def test_what_is_told_decides_the_samples(flowmatch, told, pictures, tmp_path) -> None:
+    assert flowmatch("sample", told, "-n", 4, "--out", tmp_path / "held.png").code == 0
+    whole = load_images(pictures, labels=False).levels(torch.arange(3))
+    upscale = "upscale" in str(told)
+    given = whole.float().view(3, 1, 4, 2, 4, 2).mean((3, 5)).to(torch.uint8) if upscale else whole
+    (tmp_path / "in").mkdir()
+    for k, image in enumerate(given):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "in" / f"{k}.png")
+    more = []
+    if not upscale:
+        mask = np.full((8, 8), 255, dtype=np.uint8)
+        mask[:, 4:] = 0
+        Image.fromarray(mask).save(tmp_path / "mask.png")
+        more = ["--mask", tmp_path / "mask.png"]
+    result = flowmatch("sample", told, "--input", tmp_path / "in", *more, "--out", tmp_path / "new.npz")
+    assert result.code == 0, result.err
+    made = np.load(tmp_path / "new.npz")["images"]
+    assert made.shape == (3, 8, 8)
+    run = ImageRun.open(told)
+    one = flowmatch("sample", told, "--input", tmp_path / "in" / "0.png", *more, "--out", tmp_path / "one.png")
+    assert one.code == 0, one.err
+    refused(flowmatch("sample", told, "--guidance", 2, "--out", tmp_path / "x.png"), "--guidance")
+    refused(flowmatch("sample", told, "--input", pictures / "none", "--out", tmp_path / "x.png"), "no images")
+    wrong = Image.fromarray(np.zeros((5, 5), dtype=np.uint8))
+    wrong.save(tmp_path / "wrong.png")
+    sides = "4 x 4" if run.config.flow.job == "upscale" else "8 x 8"
+    refused(flowmatch("sample", told, "--input", tmp_path / "wrong.png", "--out", tmp_path / "x.png"), sides, "5 x 5")
+
+
+def test_evaluation_says_which_features_it_used_and_keeps_them(flowmatch, by_class, tmp_path) -> None:
+    run = Path(shutil.copytree(by_class, tmp_path / "run"))
+    first = flowmatch("evaluate", run, "--steps", 2, "--likelihood-rows", 2, "--noises", 2)
+    assert first.code == 0, (first.err, first.exception)
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["rows"] == {"train": 108, "heldout": 12}
+    assert result["sampling"]["nfe"] == 4
+    assert result["bits_per_dim"]["noises"] == 2
+    (file,) = (run / "features").iterdir()
+    assert file.stem.rpartition("-")[2] == result["distances"]["sha256"][:16]
+    assert result["distances"]["sha256"][:16] in first.out
+    assert "<img" in (run / "report.html").read_text()
+    again = flowmatch("evaluate", run, "--steps", 2, "--likelihood-rows", 0, "--features", file)
+    assert again.code == 0, again.err
+    repeated = json.loads((run / "evaluation.json").read_text())
+    assert repeated["distances"] == result["distances"]
+    assert repeated["bits_per_dim"] is None
+
+
+def test_conditional_jobs_are_measured_against_the_truth(flowmatch, told, by_class, pictures, tmp_path) -> None:
+    refused(flowmatch("evaluate", told), "--features")
+    made = flowmatch("features", pictures, "--out", tmp_path / "features", "--epochs", 1)
+    assert made.code == 0, made.err
+    (file,) = (tmp_path / "features").iterdir()
+    result = flowmatch("evaluate", told, "--features", file, "--steps", 2, "--likelihood-rows", 2)
+    assert result.code == 0, (result.err, result.exception)
+    assert "PSNR" in result.out
+    likeness = json.loads((told / "evaluation.json").read_text())["likeness"]
+    assert set(likeness["psnr"]) == {"samples", "told"}
+
+
+def test_a_run_goes_on_where_it_stopped(flowmatch, by_class, tmp_path) -> None:
+    run = Path(shutil.copytree(by_class, tmp_path / "run"))
+    result = flowmatch("train", "--out", run, "--resume", "--steps", 84)
+    assert result.code == 0, result.err
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 84
+    assert ImageRun.open(run).config.train.steps == 84
+
+
+def test_data_that_changed_are_refused(flowmatch, by_class, pictures, tmp_path) -> None:
+    moved = Path(shutil.copytree(pictures, tmp_path / "moved"))
+    assert flowmatch("evaluate", by_class, "--data", moved, "--steps", 1, "--likelihood-rows", 0).code == 0
+    next((moved / "up").iterdir()).unlink()
+    refused(flowmatch("evaluate", by_class, "--data", moved), "changed", "--data")
+
+
+def test_recipes_are_listed_shown_and_estimated(flowmatch, pictures) -> None:
+    listed = flowmatch("recipes")
+    assert listed.code == 0
+    assert "imagenet64" in listed.out
+    shown = flowmatch("recipes", "cifar10")
+    assert "steps: 391000" in shown.out
+    dry = flowmatch("train", "--recipe", "cifar10", "--dry-run", "--throughput", 1000)
+    assert dry.code == 0, dry.err
+    for word in ("parameters: 159,917,827", "27.8 hours at 1,000 images", "GiB"):
+        assert word in dry.out
+    own = flowmatch("train", pictures, "--dry-run")
+    assert own.code == 0, own.err
+    assert "120 images" in own.out
+
+
+def test_what_a_source_holds_is_told_by_its_form(pictures, tmp_path) -> None:
+    np.savez(tmp_path / "pictures.npz", images=np.zeros((4, 8, 8), dtype=np.uint8))
+    np.savez(tmp_path / "columns.npz", a=np.zeros(4), b=np.zeros(4))
+    np.save(tmp_path / "rows.npy", np.zeros((4, 3)))
+    (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04nothing")
+    kinds = {"pictures.npz": "images", "columns.npz": "table", "rows.npy": "table", "damaged.npz": "table"}
+    assert {name: kind_of_source(str(tmp_path / name)) for name in kinds} == kinds
+    assert kind_of_source(str(pictures)) == "images"
+    assert kind_of_source("toy:moons") == "table"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--hidden", "8"], ["--hidden", "tables alone"]),
+        (["--condition", "kind"], ["--condition"]),
+        (["--size", "9", "--network", "cifar10"], ["9 x 9"]),
+        (["--job", "upscale", "--factor", "3"], ["factor", "3"]),
+        (["--job", "enlarge"], ["job"]),
+        (["--recipe", "cifar"], ["cifar10"]),
+        (["--throughput", "5"], ["--dry-run"]),
+        (["--strict"], ["broken.png"]),
+        (["--resample", "nearest"], ["resample", "lanczos"]),
+    ],
+)
+def test_options_that_cannot_be_are_refused_and_nothing_is_written(
+    flowmatch, pictures, tmp_path, arguments, words
+) -> None:
+    refused(flowmatch("train", pictures, "--out", tmp_path / "run", *arguments), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_images_are_refused_for_tables(flowmatch, planar, tmp_path) -> None:
+    refused(flowmatch("train", "toy:moons", "--out", tmp_path / "run", "--job", "upscale"), "--job", "images alone")
+    refused(flowmatch("train", "toy:moons", "--dry-run"), "--dry-run", "table")
+    refused(flowmatch("sample", planar, "--guidance", 2, "--out", tmp_path / "x.csv"), "--guidance", "images alone")
+    refused(flowmatch("evaluate", planar, "--features", "inception"), "--features", "images alone")
+
+
+def test_commands_for_tables_say_that_a_run_is_one_of_images(flowmatch, by_class, tmp_path) -> None:
+    (tmp_path / "rows.csv").write_text("a\n1\n2\n")
+    refused(flowmatch("score", by_class, tmp_path / "rows.csv"), "run of images")
+    refused(flowmatch("sample", by_class, "--given", "kind=up", "--out", tmp_path / "x.png"), "one class")
+    refused(flowmatch("sample", by_class, "--given", "sideways", "--out", tmp_path / "x.png"), "sideways", "down")
+    refused(flowmatch("sample", by_class, "--input", tmp_path, "--out", tmp_path / "x.png"), "--input")
+    refused(flowmatch("sample", by_class, "--gif", tmp_path / "x.gif", "--out", tmp_path / "x.png"), "--gif")
+
+
+@pytest.mark.slow
+def test_a_solver_is_tuned_to_a_run_of_images(flowmatch, by_class, tmp_path) -> None:
+    run = Path(shutil.copytree(by_class, tmp_path / "run"))
+    assert flowmatch("tune", run, "--nfe", 4, "--trajectories", 16, "--steps", 2).code == 0
+    assert flowmatch("sample", run, "--nfe", 4, "-n", 4, "--out", tmp_path / "new.png").code == 0
+
+
+def test_a_run_goes_out_to_diffusers_and_to_onnx(flowmatch, pictures, tmp_path) -> None:
+    options = {"network_options": {"channels": 8, "mults": [1, 2], "head_channels": 8}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"flow": options}))
+    run = _train(flowmatch, pictures, tmp_path / "tiny.yaml", tmp_path / "run")
+    for form in ("diffusers", "onnx"):
+        result = flowmatch("export", run, "--to", form, "--out", tmp_path / form)
+        assert result.code == 0, (result.err, result.exception)
+        assert "opened again" in result.out
+    assert (tmp_path / "diffusers" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    assert list((tmp_path / "onnx").glob("*.onnx"))
