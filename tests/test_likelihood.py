@@ -212,6 +212,14 @@ def test_in_reverse_a_field_without_gradients_is_refused_and_forward_it_is_right
     torch.testing.assert_close(fm.divergence(blind, 0.5, x), torch.full((2,), -12.0))
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_in_reverse_a_velocity_of_the_weights_alone_is_refused(gradients):
+    """It has a graph, in which the point is not."""
+    weight = torch.ones(4, requires_grad=True)
+    with torch.set_grad_enabled(gradients), pytest.raises(ValueError, match=r"cut off from x, .* does not depend on x"):
+        fm.divergence(lambda t, x: weight.expand(2, 4), 0.5, torch.zeros(2, 4), method=fm.Hutchinson(2, reverse=True))
+
+
 def test_the_field_runs_once_for_the_value_and_once_for_each_chunk():
     x = torch.zeros(2, 6, dtype=torch.float64)
     for chunk, calls in ((None, 1), (6, 1), (4, 2), (1, 6)):
@@ -713,6 +721,55 @@ def test_the_standard_error_of_the_bits_is_what_it_says():
     found = bits_per_dim(flow, rows, noises=30, together=30, levels=16, generator=seeded(), **HOW)
     assert found.bits.std().item() == pytest.approx(found.stderr.square().mean().sqrt().item(), rel=0.2)
     assert torch.isnan(bits_per_dim(flow, rows[:2], noises=1, levels=16, generator=seeded(), **HOW).stderr).all()
+
+
+def _mixing_world(dim=2, much=0.5):
+    """x' = A x for an A without a diagonal, whose traces z^T A z are therefore all error."""
+    mix = much * (1 - torch.eye(dim, dtype=torch.float64))
+    flow = fm.Flow(lambda t, x: x @ mix, event_shape=(dim,)).double()
+    return flow, torch.randint(6, 10, (2000, dim), generator=seeded(3)).double()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("together", [1, 6, 20])
+def test_probes_leave_the_mean_of_the_bits_where_it_is_for_many_noises_too(together, reverse):
+    """One probe, 20 noises: with a probe for each noise the bits are too good by log cosh 1 / (2 log 2) = 0.31."""
+    flow, x = _mixing_world()
+    how = {"levels": 16, "noises": 20, "together": together, "generator": seeded(), **HOW}
+    exact = bits_per_dim(flow, x, divergence=fm.Exact(), **how).bits
+    found = bits_per_dim(flow, x, divergence=fm.Hutchinson(1, reverse=reverse), **how).bits
+    error = found - exact
+    assert error.std() > 0.6  # the probes do err: by 2 |A_12| = 1 nat up or down, in two dimensions
+    assert error.mean().abs() < 4 * error.std() / math.sqrt(len(x))
+
+
+def test_the_error_of_probes_is_common_to_the_noises_of_a_row_and_not_in_their_standard_error():
+    """A constant Jacobian: the same noises give the exact bits plus the error of the row's own probes."""
+    flow, x = _mixing_world(dim=3)
+
+    class Fixed(fm.Hutchinson):
+        def tangents(self, x, generator):
+            assert len(x) == len(probes)  # one set a row, whatever the noises
+            return probes
+
+    probes = torch.randn(2000, 2, 3, generator=seeded(1), dtype=torch.float64)
+    mix = 0.5 * (1 - torch.eye(3, dtype=torch.float64))
+    trace = ((probes @ mix) * probes).sum(2).mean(1)
+    how = {"levels": 16, "noises": 5, "together": 3, **HOW}
+    exact = bits_per_dim(flow, x, generator=seeded(), **how)
+    found = bits_per_dim(flow, x, divergence=Fixed(2), generator=seeded(), **how)
+    torch.testing.assert_close(found.bits, exact.bits + trace / (3 * math.log(2)))
+    torch.testing.assert_close(found.stderr, exact.stderr)
+
+
+def test_with_the_exact_divergence_the_generator_serves_the_noises_alone():
+    flow, x = _mixing_world()
+    found = bits_per_dim(flow, x[:9], levels=16, noises=3, generator=seeded(), **HOW).bits
+    noise = torch.rand((1, 9, 2), generator=(own := seeded()), dtype=torch.float64)
+    noises = [noise, *(torch.rand((1, 9, 2), generator=own, dtype=torch.float64) for _ in range(2))]
+    log_prob = torch.stack([flow.log_prob(-1 + (x[:9] + noise[0]) / 8, **HOW) for noise in noises])
+    want = nats_to_bits(log_prob.logsumexp(0) - math.log(3), 2, 8.0)
+    torch.testing.assert_close(found, want)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0), (-1 - 1 / 255, 1 + 1 / 255), (0.0, 256.0)])

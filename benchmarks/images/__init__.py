@@ -238,7 +238,7 @@ def _at(scores: Any, *keys: str) -> float:
 def _report_bits(plan: Plan, found: dict[str, dict[int, Any]], over: Any, rivals: list[str]) -> None:
     some, few = f"{plan.noises} noises", f"bits of few, {plan.noises} noises"
     print(
-        f"\nbits a dimension (Dopri5 at {plan.tolerance:g}, one probe; the same evaluator, rows, noises and "
+        f"\nbits a dimension (Dopri5 at {plan.likely:g}, one probe; the same evaluator, rows, noises and "
         f"probes for all):\n  {plan.bits_rows} test images with one noise, {plan.mix_rows} with {plan.noises}; and the "
         "calls of a sample of Dopri5 as it is drawn"
     )

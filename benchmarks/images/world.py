@@ -42,7 +42,8 @@ class Plan:
         bits_rows: test images whose bits are counted with one noise.
         mix_rows: test images whose bits are counted with ``noises`` noises.
         noises: noises of dequantisation, ``K``.
-        tolerance: of the adaptive solver.
+        tolerance: of the adaptive solver whose calls are counted.
+        likely: of the solver that counts bits, which at ten times the tolerance change in the third digit at most.
         timed: steps by which the machine's speed is measured.
         data_rows: training images that are used; 0 for all.
         epochs: of the classifier whose features are used.
@@ -58,6 +59,7 @@ class Plan:
     mix_rows: int = 4
     noises: int = 20
     tolerance: float = 1e-5
+    likely: float = 1e-4
     timed: int = 16
     data_rows: int = 0
     epochs: int = 4
@@ -65,7 +67,7 @@ class Plan:
     @classmethod
     def quick(cls) -> Plan:
         """A few seconds of everything: whether the command runs, and no more."""
-        return cls(1.0, 3e-3, (2, 8), 64, 64, 24, 2, 1, 2, 1e-2, 2, 1_000, 1)
+        return cls(1.0, 3e-3, (2, 8), 64, 64, 24, 2, 1, 2, 1e-2, 1e-2, 2, 1_000, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """All values by name."""

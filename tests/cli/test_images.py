@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from flowmatch.data.images import load_images
+from flowmatch.errors import InputError
 from flowmatch.recipes import ImageRun
 from flowmatch.recipes.kinds import kind_of_source
 from tests.cli.test_bad_input import refused
@@ -76,6 +77,17 @@ def test_the_run_folder_is_whole(by_class) -> None:
     assert names == ["step_00000040.png", "step_00000080.png"]
 
 
+def test_looks_at_samples_go_to_tensorboard_as_well(flowmatch, pictures, config, tmp_path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = tmp_path / "run"
+    arguments = ("--config", config, "--steps", 4, "--batch-size", 8, "--sample-every", 2)
+    assert flowmatch("train", pictures, "--out", out, *arguments).code == 0
+    board = events.EventAccumulator(str(out / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Images("samples")] == [2, 4]
+    assert board.Images("samples")[0].encoded_image_string[:4] == b"\x89PNG"
+
+
 def test_samples_are_written_in_every_form_and_read_again(flowmatch, by_class, tmp_path) -> None:
     for form in ("new.png", "new.npz", "new"):
         assert flowmatch("sample", by_class, "-n", 9, "--out", tmp_path / form).code == 0
@@ -123,6 +135,11 @@ def test_what_is_told_decides_the_samples(flowmatch, told, pictures, tmp_path) -
     made = np.load(tmp_path / "new.npz")["images"]
     assert made.shape == (3, 8, 8)
     run = ImageRun.open(told)
+    if not upscale:
+        assert np.array_equal(made[:, :, :4], whole[:, 0, :, :4].numpy())  # what is known stays as it was
+    filed = flowmatch("sample", told, "--input", tmp_path / "in", *more, "--out", tmp_path / "filed")
+    assert filed.code == 0, filed.err
+    assert sorted(path.stem for path in (tmp_path / "filed").glob("*.png")) == ["0", "1", "2"]
     one = flowmatch("sample", told, "--input", tmp_path / "in" / "0.png", *more, "--out", tmp_path / "one.png")
     assert one.code == 0, one.err
     refused(flowmatch("sample", told, "--guidance", 2, "--out", tmp_path / "x.png"), "--guidance")
@@ -145,11 +162,15 @@ def test_evaluation_says_which_features_it_used_and_keeps_them(flowmatch, by_cla
     assert file.stem.rpartition("-")[2] == result["distances"]["sha256"][:16]
     assert result["distances"]["sha256"][:16] in first.out
     assert "<img" in (run / "report.html").read_text()
-    again = flowmatch("evaluate", run, "--steps", 2, "--likelihood-rows", 0, "--features", file)
+    again = flowmatch("evaluate", run, "--steps", 2, "--likelihood-rows", 0)
     assert again.code == 0, again.err
     repeated = json.loads((run / "evaluation.json").read_text())
     assert repeated["distances"] == result["distances"]
     assert repeated["bits_per_dim"] is None
+    given = flowmatch("evaluate", run, "--steps", 2, "--likelihood-rows", 0, "--features", file)
+    assert given.code == 0, given.err
+    assert "floors are too high" in given.err
+    assert json.loads((run / "evaluation.json").read_text())["distances"]["frechet"] == result["distances"]["frechet"]
 
 
 def test_conditional_jobs_are_measured_against_the_truth(flowmatch, told, by_class, pictures, tmp_path) -> None:
@@ -217,6 +238,7 @@ def test_what_a_source_holds_is_told_by_its_form(pictures, tmp_path) -> None:
         (["--throughput", "5"], ["--dry-run"]),
         (["--strict"], ["broken.png"]),
         (["--resample", "nearest"], ["resample", "lanczos"]),
+        (["--factor", "4"], ["--factor", "--job generate"]),
     ],
 )
 def test_options_that_cannot_be_are_refused_and_nothing_is_written(
@@ -239,6 +261,10 @@ def test_commands_for_tables_say_that_a_run_is_one_of_images(flowmatch, by_class
     refused(flowmatch("sample", by_class, "--given", "kind=up", "--out", tmp_path / "x.png"), "one class")
     refused(flowmatch("sample", by_class, "--given", "sideways", "--out", tmp_path / "x.png"), "sideways", "down")
     refused(flowmatch("sample", by_class, "--input", tmp_path, "--out", tmp_path / "x.png"), "--input")
+    refused(flowmatch("sample", by_class, "--device", "moon", "--out", tmp_path / "x.png"), "--device moon")
+    refused(flowmatch("sample", by_class, "--guidance", "nan", "--out", tmp_path / "x.png"), "finite")
+    noisy = ("--diffusion", "sigma", "--steps", 4, "--guidance", 2)
+    refused(flowmatch("sample", by_class, *noisy, "--out", tmp_path / "x.png"), "--guidance", "law")
     refused(flowmatch("sample", by_class, "--gif", tmp_path / "x.gif", "--out", tmp_path / "x.png"), "--gif")
 
 
@@ -247,6 +273,87 @@ def test_a_solver_is_tuned_to_a_run_of_images(flowmatch, by_class, tmp_path) -> 
     run = Path(shutil.copytree(by_class, tmp_path / "run"))
     assert flowmatch("tune", run, "--nfe", 4, "--trajectories", 16, "--steps", 2).code == 0
     assert flowmatch("sample", run, "--nfe", 4, "-n", 4, "--out", tmp_path / "new.png").code == 0
+
+
+def test_images_without_classes_go_the_whole_way(flowmatch, pictures, config, tmp_path) -> None:
+    run = _train(flowmatch, pictures, config, tmp_path / "run", "--no-labels", "--sample-every", 10)
+    assert (run / "samples" / "step_00000010.png").is_file()
+    assert flowmatch("sample", run, "-n", 4, "--out", tmp_path / "new").code == 0
+    assert len(list((tmp_path / "new").glob("*.png"))) == 4
+    made = flowmatch("features", pictures, "--out", tmp_path / "features", "--epochs", 1)
+    assert made.code == 0, made.err
+    (file,) = (tmp_path / "features").iterdir()
+    result = flowmatch("evaluate", run, "--features", file, "--steps", 1, "--likelihood-rows", 1)
+    assert result.code == 0, (result.err, result.exception)
+    assert flowmatch("train", "--out", run, "--resume", "--steps", 22).code == 0
+    refused(flowmatch("sample", run, "--guidance", 2, "--out", tmp_path / "x.png"), "by class")
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--no-labels", "--label-dropout", "0.1"], ["label_dropout", "sub-folder"]),
+        (["--job", "upscale", "--coupling", "ot"], ["coupling ot"]),
+        (["--batch-size", "15", "--accumulate", "2"], ["15", "2"]),
+        (["--posthoc-every", "5", "--ema-profile", "power", "--ema", "0"], ["averaging"]),
+    ],
+)
+def test_options_that_are_refused_late_leave_the_old_run_alone(
+    flowmatch, by_class, pictures, config, tmp_path, arguments, words
+) -> None:
+    run = Path(shutil.copytree(by_class, tmp_path / "run"))
+    before = _content(run)
+    refused(flowmatch("train", pictures, "--config", config, "--out", run, "--overwrite", *arguments), *words)
+    assert _content(run) == before
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(flowmatch, by_class, pictures, tmp_path) -> None:
+    run = Path(shutil.copytree(by_class, tmp_path / "run"))
+    before = _content(run)
+    (tmp_path / "wide.yaml").write_text(
+        yaml.safe_dump({"flow": {"network_options": {"hidden": 32, "depth": 1, "heads": 2}}})
+    )
+    refused(flowmatch("train", "--out", run, "--resume", "--config", tmp_path / "wide.yaml", "--steps", 90), "model")
+    refused(flowmatch("train", "--out", run, "--resume", "--seed", 5), "train.seed", "held out")
+    refused(flowmatch("train", "--out", run, "--resume", "--holdout", 0.2), "holdout")
+    moved = Path(shutil.copytree(pictures, tmp_path / "moved"))
+    next((moved / "up").iterdir()).unlink()
+    refused(flowmatch("train", moved, "--out", run, "--resume"), "changed")
+    assert _content(run) == before
+
+
+def test_other_folders_are_not_taken_for_runs(flowmatch, pictures, config, tmp_path) -> None:
+    project = tmp_path / "project"
+    (project / "src").mkdir(parents=True)
+    (project / "config.yaml").write_text("mine: 1")
+    arguments = ("train", pictures, "--config", config, *SMALL)
+    refused(flowmatch(*arguments, "--out", project, "--overwrite"), "not a run folder")
+    assert (project / "src").is_dir()
+    inside = pictures / "run"
+    refused(flowmatch(*arguments, "--out", inside), "inside the images")
+    assert not inside.exists()
+
+
+def test_the_classes_of_another_split_have_the_numbers_of_training(flowmatch, pictures, config, tmp_path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data / "train")
+    for kind in KINDS[1:]:
+        shutil.copytree(pictures / kind, data / "test" / kind)
+    result = flowmatch("train", data, "--config", config, "--out", tmp_path / "run", "--rows", 60, *SMALL)
+    assert result.code == 0, result.err
+    run = ImageRun.open(tmp_path / "run")
+    assert min(run.counts.values()) > 10  # so many rows of every class
+    test = run.config.load(split="test", classes=run.classes)
+    assert len(test) == 80
+    assert test.classes == run.classes
+    assert sorted(set(test.labels.tolist())) == [1, 2]
+    (data / "test" / "up").rename(data / "test" / "sideways")
+    with pytest.raises(InputError, match="class 'sideways' that training had not"):
+        run.config.load(split="test", classes=run.classes)
 
 
 def test_a_run_goes_out_to_diffusers_and_to_onnx(flowmatch, pictures, tmp_path) -> None:

@@ -261,6 +261,40 @@ def test_small_rows_are_drawn_in_one_piece_and_large_ones_in_blocks():
     assert sizes == [1024, 8, 6, 11]
 
 
+class Poster:
+    """Large images that take no memory; remembers how many were taken at a time."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __len__(self) -> int:
+        return 1000
+
+    def take(self, index, generator=None):
+        self.sizes.append(len(index))
+        return index.float()[:, None, None, None].expand(-1, 3, 128, 128), index
+
+
+class Corner:
+    """Draws for one pixel of each row alone."""
+
+    by_row = True
+
+    def draw(self, x1, cond=None, generator=None):
+        return {"x": x1[:, 0, 0, 0] + torch.rand(len(x1), generator=generator), "cond": cond}
+
+
+@pytest.mark.parametrize("world", [1, 2, 32, 128])
+def test_large_images_are_decoded_several_at_a_time_by_any_number_of_processes(world):
+    data = Poster()
+    whole = Draws(Corner(), data, 256)(1)
+    assert data.sizes == [1] + 32 * [8]  # the first asks for the shape
+    assert len(whole["x"].unique()) == 256
+    shares = [Draws(Corner(), Poster(), 256, share=(rank, world))(1) for rank in range(world)]
+    for name in ("x", "cond"):
+        assert torch.equal(torch.cat([share[name] for share in shares]), whole[name])
+
+
 def test_a_coupling_of_the_batch_is_shared_by_rows_after_it_is_made():
     coupling = Sorted()
     with Draws(objective(coupling=coupling), wide(), 12) as draws:

@@ -137,7 +137,7 @@ def start() -> Labelled:
 @pytest.mark.parametrize("net", [fm.nn.MLP(dim=2, classes=3), fm.nn.MLP(dim=2), image_net(), image_net(image=1)])
 def test_a_network_without_an_empty_label_is_refused(net: torch.nn.Module) -> None:
     with pytest.raises(
-        InputError, match=r"needs a network with an empty label, and (MLP|DiT) has none; build an image"
+        InputError, match=r"needs a network with an empty label, and (MLP|DiT) has none; sort the images"
     ):
         trainer(net, label_dropout=0.1)
 

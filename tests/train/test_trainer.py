@@ -12,7 +12,7 @@ import flowmatch as fm
 from flowmatch.errors import InputError
 from flowmatch.objectives import Draw, Loss
 from flowmatch.train import Callback, TensorData, TrainConfig, Trainer, TrainResult
-from tests.train.runs import noisy, objective, points, trainer, weights
+from tests.train.runs import Stop, noisy, objective, points, trainer, weights
 
 
 class Sorted:
@@ -94,6 +94,71 @@ def test_global_generator_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_dropout_is_governed_by_the_seed_of_the_run() -> None:
+    """Wherever the global generator was when a fresh run began, and it is put back after."""
+    ends = []
+    for shift in (1, 7):
+        run = trainer(model=noisy())
+        torch.manual_seed(shift)
+        before = torch.get_rng_state()
+        ends.append(weights(run.fit().model))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*ends)
+
+
+def test_the_masks_of_dropout_differ_from_seed_to_seed() -> None:
+    """On one row, without noise, where nothing else is random."""
+
+    class Still:
+        def draw(self, x1: Tensor, cond: Any = None, generator: Any = None) -> Tensor:
+            return x1
+
+        def loss(self, model: Any, draw: Tensor) -> Loss:
+            t = torch.zeros(len(draw))
+            return Loss((model(t, draw) ** 2).mean(1), t)
+
+    ones = TensorData(torch.ones(24, 2))
+    one, same, other = (weights(trainer(noisy(), goal=Still(), data=ones, seed=s).fit().model) for s in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_global_generator_is_left_alone_by_a_run_that_fails_or_goes_on(tmp_path: Path, resume: bool) -> None:
+    with pytest.raises(Stop.Crash):
+        trainer(noisy(), tmp_path / "a", callbacks=[Stop(10)], checkpoint_every=5).fit()
+    run = trainer(noisy(), tmp_path / ("a" if resume else "b"), callbacks=[Stop(15)], checkpoint_every=5)
+    before = torch.get_rng_state()
+    with pytest.raises(Stop.Crash):
+        run.fit(resume=resume)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("coupling", [None, Sorted()])
+@pytest.mark.parametrize("accumulate", [1, 3, 12])
+def test_held_out_rows_meet_the_network_in_parts_as_those_of_training(accumulate: int, coupling: Any) -> None:
+    """The draw stays whole, as a coupling depends on it: the same mean."""
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+
+    class Watched(fm.nn.MLP):
+        def forward(self, t: Tensor, x: Tensor, cond: Any = None) -> Tensor:
+            sizes[self.training].append(len(x))
+            return super().forward(t, x, cond)
+
+    def value(model: nn.Module, **options: Any) -> float:
+        how = {"steps": 1, "holdout": TensorData(points(31)), "goal": objective(coupling=coupling), "ema": 0.0}
+        loss: float = trainer(model, **how, **options).fit().history[-1]["heldout_loss"]
+        return loss
+
+    torch.manual_seed(0)
+    whole = value(fm.nn.MLP(dim=2, hidden=16, depth=1))
+    torch.manual_seed(0)
+    assert value(Watched(dim=2, hidden=16, depth=1), accumulate=accumulate) == pytest.approx(whole, rel=1e-5)
+    assert max(sizes[False]) == max(sizes[True]) == 12 // accumulate
+    assert sum(sizes[False]) == 4 * 31
+    assert min(sizes[False]) > 0
+
+
 def test_held_out_loss_depends_on_the_weights_alone() -> None:
     goal = Remembered()
     frozen = trainer(steps=6, evaluate_every=2, holdout=TensorData(points(30)), learning_rate=1e-30, goal=goal)
@@ -167,6 +232,36 @@ def test_callbacks_hear_everything_in_order() -> None:
     assert heard == logs + last
     assert [row["step"] for row in result.history] == [4, 6, 8, 10]
     assert [row["lr"] for row in result.history] == [run.config.rate(step - 1) for step in (4, 6, 8, 10)]
+
+
+def test_a_callback_hears_of_the_start_once_the_run_is_known_to_go_on(tmp_path: Path) -> None:
+    heard: list[tuple[str, int]] = []
+
+    class Listen(Callback):
+        def on_start(self, step: int) -> None:
+            heard.append(("start", step))
+
+        def on_log(self, step: int, metrics: dict[str, float]) -> None:
+            heard.append(("log", step))
+            if len(heard) == 3:
+                raise Stop.Crash
+
+    def run(out: str, model: nn.Module | None = None) -> Trainer:
+        return trainer(model, tmp_path / out, callbacks=[Listen()], checkpoint_every=5, log_every=5)
+
+    with pytest.raises(Stop.Crash):
+        run("a").fit()
+    assert heard == [("start", 0), ("log", 5), ("log", 10)]
+    for refused in (
+        lambda: run("a", fm.nn.MLP(dim=2, hidden=8, depth=1)).fit(resume=True),
+        lambda: run("a").fit(),
+        lambda: run("b").fit(resume=True),
+    ):
+        with pytest.raises(InputError):
+            refused()
+    assert len(heard) == 3
+    run("a").fit(resume=True)
+    assert heard[3:] == [("start", 5), ("log", 10), ("log", 15), ("log", 20)]
 
 
 def test_logged_loss_is_the_mean_since_the_last_line() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from flowmatch.cli.devices import DeviceOption, device_of
 from flowmatch.cli.errors import reported, say
 from flowmatch.cli.evaluate_images import Compared, evaluate_images, in_one_line
 from flowmatch.cli.sample import animate
@@ -34,6 +35,7 @@ def evaluate(
     steps: StepsOption = None,
     solver: SolverOption = None,
     rtol: RtolOption = None,
+    device: DeviceOption = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     split: Annotated[
         str | None,
@@ -70,6 +72,7 @@ def evaluate(
 
     how = solving(steps, solver, rtol)
     opened = open_run(run)
+    opened.flow.to(device_of(device, images=isinstance(opened, ImageRun)))
     if isinstance(opened, ImageRun):
         if gif:
             raise InputError("--gif needs a run of two columns, this is one of images")

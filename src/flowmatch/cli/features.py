@@ -43,6 +43,9 @@ def features(
     except ValueError as error:
         problems = error.errors() if hasattr(error, "errors") else []
         raise InputError("; ".join(explain(problem, ImageDataConfig) for problem in problems)) from None
+    chosen = name or "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(source).resolve().stem)
+    if not all(c.isalnum() or c in "-_." for c in chosen):
+        raise InputError(f"--name must be of letters, digits, dots and dashes, got {chosen!r}")
     if epochs < 1:
         raise InputError(f"--epochs must be at least 1, got {epochs}")
     images = data.load(source)
@@ -50,7 +53,6 @@ def features(
         note(line)
     if not images.classes:
         raise InputError(f"{source} has no classes to tell apart; give images in a sub-folder for each class")
-    chosen = name or "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(source).resolve().stem)
     with Working("training", quiet) as working:
         net = train_classifier(
             images,
@@ -64,7 +66,7 @@ def features(
     if quiet:
         return
     if test is not None:
-        other = data.load(source, split=test)
+        other = data.load(source, split=test, classes=images.classes)
         largest = max(other.counts.values()) / len(other)
         say(f"right on {net.accuracy(other):.2%} of {test}; the largest class is {largest:.2%}")
     say(f"features written to {path}")

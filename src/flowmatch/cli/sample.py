@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args
 import torch
 import typer
 
+from flowmatch.cli.devices import DeviceOption, device_of
 from flowmatch.cli.errors import reported, say
 from flowmatch.cli.sample_images import Wanted, sample_images
 from flowmatch.cli.solving import NfeOption, RtolOption, SolverOption, StepsOption, solving
@@ -60,6 +61,7 @@ def sample(
             show_default=False,
         ),
     ] = None,
+    device: DeviceOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     batch: Annotated[
         int | None,
@@ -118,6 +120,11 @@ def sample(
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     opened = open_run(run)
+    opened.flow.to(device_of(device, images=isinstance(opened, ImageRun)))
+    if diffusion is not None and guidance is not None:
+        raise InputError("--diffusion keeps the law of a flow, and --guidance changes it; leave one of the two out")
+    if nfe is not None and guidance is not None:
+        raise InputError("--nfe takes a solver tuned without guidance; leave out --guidance, or say --steps")
     if diffusion is not None and not opened.flow.independent:
         raise InputError(
             f"the run at {run} was trained with pairs of a coupling, and noise would change the law of its samples; "
@@ -132,14 +139,15 @@ def sample(
     if isinstance(opened, ImageRun):
         if gif is not None:
             raise InputError("--gif needs a run of two columns, this is one of images")
-        if given is not None and (len(given) > 1 or "=" in given[0]):
+        if given is not None and (len(given) > 1 or ("=" in given[0] and given[0] not in opened.classes)):
             raise InputError(f"--given names one class of images, got {' '.join(given)}")
         if interval is not None and (guidance is None or not 0 <= interval[0] < interval[1] <= 1):
             raise InputError("--interval is two times from 0 to 1, the smaller one first, and goes with --guidance")
         target = out or run / "samples.png"
-        check_image_target(target, overwrite or out is None)
+        classes = opened.classes if opened.config.flow.job == "generate" else ()
+        check_image_target(target, overwrite or out is None, classes)
         wanted = Wanted(
-            n=64 if n is None else n,
+            n=n,
             given=given[0] if given else None,
             guidance=guidance,
             interval=interval or (0.0, 1.0),

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from flowmatch.cli.errors import say
 from flowmatch.errors import InputError
+from flowmatch.persist import write_atomically
 from flowmatch.recipes import ImageRun, make_job
+from flowmatch.recipes.drawing import draw
 from flowmatch.recipes.previews import told_sheet
-from flowmatch.tensors import take
 
 __all__ = ["Wanted", "sample_images"]
+
+_USUAL = 64  # images, if the user does not say how many
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Wanted:
     """What to draw.
 
     Attributes:
-        n: number of samples.
+        n: number of samples; by default 64, or as many as there are images to enlarge or to paint in.
         given: class of all of them, by name.
         guidance: strength of classifier-free guidance.
         interval: times in which it acts.
@@ -36,7 +38,7 @@ class Wanted:
         batch: images solved at a time.
     """
 
-    n: int
+    n: int | None = None
     given: str | None = None
     guidance: float | None = None
     interval: tuple[float, float] = (0.0, 1.0)
@@ -53,104 +55,100 @@ def sample_images(run: ImageRun, wanted: Wanted, target: Path, how: dict[str, An
     from flowmatch.data.images import to_uint8, write_images
     from flowmatch.data.images.write import png
 
-    job = run.config.flow.job
+    config = run.config.flow
     generator = torch.Generator().manual_seed(wanted.seed)
-    truth: Tensor | None = None
-    if job == "generate":
+    truth, names = None, None
+    if config.job == "generate":
         for name in ("images", "mask", "data"):
             if getattr(wanted, name) is not None:
                 option = "--input" if name == "images" else f"--{name}"
                 raise InputError(f"{option} is for runs that enlarge images or paint in; this one makes images")
-        cond: Any = run.labels(wanted.n, generator, wanted.given)
+        count = wanted.n or _USUAL
+        cond: Any = run.labels(count, generator, wanted.given)
     else:
         if wanted.guidance is not None:
             run.guided(wanted.guidance)  # raises, and says why
-        cond, truth = _told(run, wanted, generator)
+        cond, truth, names = _told(run, wanted, generator)
+        count = len(cond["image"])
     flow = run.flow if wanted.guidance is None else run.guided(wanted.guidance, wanted.interval)
-    count = wanted.n if cond is None else len(pytree.tree_leaves(cond)[0])
-    home = flow.home
-    parts = []
-    for rows in torch.arange(count).split(wanted.batch):
-        part = None if cond is None else pytree.tree_map(lambda leaf: leaf.to(home.device), take(cond, rows))
-        parts.append(to_uint8(flow.sample(len(rows), part, generator=generator, **how).float().cpu()))
-    made = torch.cat(parts)
-    labels = cond if isinstance(cond, Tensor) else None if cond is None else cond.get("label")
-    if job != "generate" and target.suffix.lower() == ".png":
-        target.write_bytes(png(told_sheet(cond["image"], made, truth, wanted.columns or 1)))
+    made = to_uint8(draw(config, flow, count, cond, how, batch=wanted.batch, generator=generator))
+    if config.job != "generate" and target.suffix.lower() == ".png":
+        write_atomically(target, png(told_sheet(cond["image"], made, truth, wanted.columns or 1)))
     else:
-        write_images(made, target, labels, run.classes, wanted.columns)
+        labels = cond if config.job == "generate" else None
+        write_images(made, target, labels, run.classes, wanted.columns, names)
     if not quiet:
         say(f"{count} images written to {target}")
 
 
-def _told(run: ImageRun, wanted: Wanted, generator: torch.Generator) -> tuple[Any, Tensor | None]:
-    """What the network is told of each sample, and the true images in bytes if they are known."""
-    from flowmatch.data.images import to_uint8
+def _told(run: ImageRun, wanted: Wanted, generator: torch.Generator) -> tuple[Any, Tensor | None, list[str] | None]:
+    """What the network is told of each sample, the true images in bytes if they are known, and their names."""
+    from flowmatch.data.images import scaled, to_uint8
 
-    job = run.config.flow.job
+    config = run.config.flow
     if wanted.images is None:
         if wanted.mask is not None:
             raise InputError("--mask goes with --input, the images to paint in")
-        rows, held = run.split(wanted.data)
-        source = rows if held is None else held
-        index = torch.randperm(len(source), generator=generator)[: wanted.n]
         if wanted.given is not None:
             raise InputError("--given goes with --input here: held-out images have their own classes")
-        truth, cond = make_job(run.config.flow, source).take(index, generator)
-        return cond, to_uint8(truth)
+        rows, held = run.split(wanted.data)
+        source = rows if held is None else held
+        index = torch.randperm(len(source), generator=generator)[: wanted.n or _USUAL]
+        truth, cond = make_job(config, source, noisy=False).take(index, generator)
+        return cond, to_uint8(truth), None
     channels, height, width = run.shape
-    if job == "upscale":
-        factor = run.config.flow.factor
-        small = _read(wanted.images, channels, (height // factor, width // factor), "--input")[: wanted.n]
-        cond = make_job(run.config.flow, _blank(run)).given(small)
-        truth = None
+    small = (height // config.factor, width // config.factor)
+    levels, names = _read(wanted.images, channels, small if config.job == "upscale" else (height, width), "--input")
+    masks = None if wanted.mask is None else _masks(wanted.mask, len(levels), (height, width))
+    levels, names = levels[: wanted.n], names[: wanted.n]
+    job = make_job(config, _blank(run))
+    if config.job == "upscale":
+        if masks is not None:
+            raise InputError("--mask says what is to be painted in; this run enlarges images")
+        cond, truth = job.given(levels), None
     else:
-        from flowmatch.data.images import scaled
-
-        levels = _read(wanted.images, channels, (height, width), "--input")[: wanted.n]
-        job_data = make_job(run.config.flow, _blank(run))
-        known = (
-            job_data.holes(len(levels), height, width, generator)
-            if wanted.mask is None
-            else _masks(wanted.mask, len(levels), (height, width))
-        )
-        cond, truth = job_data.given(scaled(levels), known), levels
-    labels = run.labels(len(cond["image"]), generator, wanted.given) if run.classes else None
-    if labels is not None and wanted.given is None:
-        raise InputError(f"the run at {run.folder} is told a class as well: say which with --given NAME")
-    return cond | ({} if labels is None else {"label": labels}), truth
+        known = job.holes(len(levels), height, width, generator) if masks is None else masks[: len(levels)]
+        cond, truth = job.given(scaled(levels), known), levels
+    if run.classes:
+        if wanted.given is None:
+            raise InputError(f"the run at {run.folder} is told a class as well: say which with --given NAME")
+        cond = {**cond, "label": run.labels(len(levels), generator, wanted.given)}
+    return cond, truth, names
 
 
-def _read(source: Path, channels: int, sides: tuple[int, int], option: str) -> Tensor:
-    """Images of a file or a folder in bytes, which must have the sides."""
+def _read(source: Path, channels: int, sides: tuple[int, int], option: str) -> tuple[Tensor, list[str]]:
+    """Images of a file or a folder in bytes, which must have the sides, and their names."""
     from flowmatch.data.images import load_images
     from flowmatch.data.images.decode import DamagedError, decode
     from flowmatch.data.images.folder import SUFFIXES
 
     if source.suffix.lower() in (".npz", ".npy", ".parquet"):
-        stored = load_images(source, channels=channels, labels=False, strict=True).levels()
-        images = dict.fromkeys([str(source)], stored)
-    else:
-        paths = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not paths:
-            raise InputError(f"{option}: no images at {source}; give an image, a folder of images or a .npz file")
-        images = {}
-        for path in paths:
-            try:
-                images[str(path)] = torch.from_numpy(decode(path, channels, None, "lanczos"))[None]
-            except DamagedError as error:
-                raise InputError(f"{option}: {path} cannot be read: {error}") from None
-    for name, image in images.items():
-        if tuple(image.shape[2:]) != sides:
-            raise InputError(
-                f"{option} must hold images of {sides[0]} x {sides[1]} for this run, got {image.shape[2]} x "
-                f"{image.shape[3]} in {name}; resize them"
-            )
-    return torch.cat(list(images.values()))
+        stored = load_images(source, channels=channels, labels=False, strict=True, least=1).levels()
+        _check_sides(stored, sides, option, source)
+        return stored, [str(number) for number in range(len(stored))]
+    paths = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InputError(f"{option}: no images at {source}; give an image, a folder of images or a .npz file")
+    images = []
+    for path in paths:
+        try:
+            images.append(torch.from_numpy(decode(path, channels, None, "lanczos"))[None])
+        except DamagedError as error:
+            raise InputError(f"{option}: {path} cannot be read: {error}") from None
+        _check_sides(images[-1], sides, option, path)
+    return torch.cat(images), [path.stem for path in paths]
+
+
+def _check_sides(image: Tensor, sides: tuple[int, int], option: str, where: Path) -> None:
+    if tuple(image.shape[2:]) != sides:
+        raise InputError(
+            f"{option} must hold images of {sides[0]} x {sides[1]} for this run, got {image.shape[2]} x "
+            f"{image.shape[3]} in {where}; resize them"
+        )
 
 
 def _masks(source: Path, count: int, sides: tuple[int, int]) -> Tensor:
-    masks = _read(source, 1, sides, "--mask") >= 128
+    masks = _read(source, 1, sides, "--mask")[0] >= 128
     if len(masks) not in (1, count):
         raise InputError(f"--mask must hold one image, or one for each of the {count} of --input, got {len(masks)}")
     return masks.expand(count, -1, -1, -1)

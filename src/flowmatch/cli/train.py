@@ -15,7 +15,7 @@ from flowmatch.cli.train_images import dry_run, train_images
 from flowmatch.data import load_table
 from flowmatch.errors import InputError
 from flowmatch.recipes import FlowConfig, ImageConfig, ImageDataConfig, MatchingConfig, RunConfig, train_run
-from flowmatch.recipes.folder import mapping, prepare_folder, read_options
+from flowmatch.recipes.folder import check_folder, mapping, prepare_folder, read_options
 from flowmatch.recipes.kinds import kind_of_run, kind_of_source
 from flowmatch.recipes.paper import recipe as options_of
 from flowmatch.recipes.runs import read_config
@@ -54,7 +54,8 @@ def train(
         str | None, typer.Option(help="Columns to leave out, separated by commas.", show_default=False)
     ] = None,
     rows: Annotated[
-        int | None, typer.Option(help="Rows to draw from a toy set; the first so many images.", show_default=False)
+        int | None,
+        typer.Option(help="Rows to draw from a toy set; so many of the images, spread evenly.", show_default=False),
     ] = None,
     holdout: Annotated[
         float | None,
@@ -125,11 +126,21 @@ def _train_table(chosen: dict[str, Any], out: Path | None, *, resume: bool, over
         run_config = RunConfig.choose(chosen, table)
     codec = run_config.codec(table)  # before anything is written or replaced
     out = out or _usual({"data": run_config.data})
-    main = prepare(out, overwrite, resume)
+    main = int(os.environ.get("RANK", "0")) == 0
+    check_folder(out, overwrite=overwrite, resume=resume)
     if main and not quiet:
         _announce(run_config, table, out)
     with TrainingProgress(run_config.train.steps, quiet=quiet or not main) as progress:
-        run, result = train_run(run_config, table, codec, out, callbacks=[progress], resume=resume, main=main)
+        run, result = train_run(
+            run_config,
+            table,
+            codec,
+            out,
+            callbacks=[progress],
+            resume=resume,
+            main=main,
+            ready=lambda: prepare(out, overwrite, resume),
+        )
     if not main:
         return
     for message in run.codec.notes:
@@ -144,7 +155,25 @@ def _train_table(chosen: dict[str, Any], out: Path | None, *, resume: bool, over
 def _resumed(chosen: dict[str, Any], out: Path) -> RunConfig:
     """Config of the run to go on with, with what the user gave on top."""
     prepare_folder(out, resume=True)
-    return RunConfig.parse(merged(read_config(out / "config.yaml").model_dump(), chosen, ("flow", "train")))
+    known = read_config(out / "config.yaml")
+    config = RunConfig.parse(merged(known.model_dump(), chosen, ("flow", "train")))
+    check_unchanged(known, config, ("rows", "holdout", "condition", "columns", "drop"))
+    return config
+
+
+def check_unchanged(known: Any, config: Any, names: tuple[str, ...]) -> None:
+    """Raise where a run to go on with would be given other data: rows held out would then be trained on.
+
+    Raises:
+        InputError: one of the options differs, or the seed, which decides what is held out.
+    """
+    changed = [name for name in names if getattr(known, name) != getattr(config, name)]
+    changed += ["train.seed"] if known.train.seed != config.train.seed else []
+    if changed:
+        raise InputError(
+            f"{', '.join(changed)}: not to be changed when a run goes on, since other rows would be held out; leave it "
+            "out, or start another run"
+        )
 
 
 def _kind(chosen: dict[str, Any], resumed: Path | None) -> str:
@@ -157,7 +186,7 @@ def _kind(chosen: dict[str, Any], resumed: Path | None) -> str:
         return kind_of_run(resumed)
     if told is not None:
         return str(told)
-    if "recipe" in chosen:
+    if chosen.get("recipe") is not None:
         return "images"
     data = chosen.get("data")
     return kind_of_source(data) if isinstance(data, str) else "table"
@@ -169,6 +198,12 @@ def _check_options(kind: str, given: set[str], chosen: dict[str, Any]) -> None:
     foreign = given - known
     own = {"condition", "columns", "drop"} if kind == "images" else {"recipe", "images"}
     foreign |= {name for name in own & chosen.keys() if chosen[name]}
+    job = mapping(chosen, "flow").get("job", "generate")
+    unused = {"factor", "cond_noise"} & given if job != "upscale" else set()
+    unused |= {"holes"} & given if job != "inpaint" else set()
+    if kind == "images" and unused:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unused))
+        raise InputError(f"{names}: not for --job {job}; leave it out, or choose the job it is for")
     if foreign:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
         other = "tables" if kind == "images" else "images"
@@ -184,14 +219,12 @@ def merged(first: dict[str, Any], second: dict[str, Any], parts: tuple[str, ...]
     return both
 
 
-def prepare(out: Path, overwrite: bool, resume: bool) -> bool:
-    """Make the run folder ready, by one process alone while the others wait; whether this is the one that writes."""
-    main = int(os.environ.get("RANK", "0")) == 0
-    if main:
+def prepare(out: Path, overwrite: bool, resume: bool) -> None:
+    """Make the run folder ready, by one process alone while the others wait."""
+    if int(os.environ.get("RANK", "0")) == 0:
         prepare_folder(out, overwrite=overwrite, resume=resume)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         join_processes().wait_for_everyone()
-    return main
 
 
 def _announce(config: RunConfig, table: Any, out: Path) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from flowmatch.cli.errors import note, say
 from flowmatch.cli.progress import TrainingProgress
 from flowmatch.errors import InputError
 from flowmatch.recipes.estimate import estimate
-from flowmatch.recipes.folder import prepare_folder
+from flowmatch.recipes.folder import check_folder, prepare_folder
 from flowmatch.recipes.image_runs import ImageRunConfig, read_image_config, train_image_run
-from flowmatch.recipes.images import make_image_model, make_job
 from flowmatch.recipes.paper import RECIPES
+from flowmatch.recipes.paper import recipe as options_of
 from flowmatch.recipes.previews import Previews
 
 __all__ = ["dry_run", "train_images"]
@@ -23,23 +22,24 @@ __all__ = ["dry_run", "train_images"]
 
 def train_images(chosen: dict[str, Any], out: Path | None, *, resume: bool, overwrite: bool, quiet: bool) -> None:
     """Train on what ``chosen`` names, as ``flowmatch train`` does."""
-    from flowmatch.cli.train import merged, prepare
+    from flowmatch.cli.train import check_unchanged, merged, prepare
 
     if resume:
         assert out is not None
         prepare_folder(out, resume=True)
-        known = read_image_config(out / "config.yaml").model_dump()
-        config = ImageRunConfig.parse(merged(known, chosen, ("images", "flow", "train")))
+        known = read_image_config(out / "config.yaml")
+        config = ImageRunConfig.parse(merged(known.model_dump(), chosen, ("images", "flow", "train")))
+        check_unchanged(known, config, ("rows", "holdout", "images"))
         images = config.load()
     else:
         images = _read(chosen)
-        config = ImageRunConfig.choose(chosen, images)
+        config = ImageRunConfig.choose(chosen, images, int(os.environ.get("WORLD_SIZE", "1")))
         out = out or Path("runs") / Path(config.data).stem
-    # Both raise before anything is written or replaced.
-    make_job(config.flow, images)
-    with torch.device("meta"):
-        make_image_model(config.flow, images.shape, len(images.classes))
-    main = prepare(out, overwrite, resume)
+    folder, source = out.resolve(), Path(config.data)
+    if source.is_dir() and source in (folder, *folder.parents):
+        raise InputError(f"the run folder {out} lies inside the images {source}, and would be read as such; give --out")
+    main = int(os.environ.get("RANK", "0")) == 0
+    check_folder(out, overwrite=overwrite, resume=resume)
     if main:
         for line in images.report.lines():
             note(line)
@@ -48,15 +48,22 @@ def train_images(chosen: dict[str, Any], out: Path | None, *, resume: bool, over
     _, held = config.split(images)
     previews = Previews(config, images if held is None else held, out)
     with TrainingProgress(config.train.steps, quiet=quiet or not main, unit="images") as progress:
-        callbacks = [progress, previews]
-        run, result = train_image_run(config, images, out, callbacks=callbacks, resume=resume, main=main)
+        run, result = train_image_run(
+            config,
+            images,
+            out,
+            callbacks=[progress, previews],
+            resume=resume,
+            main=main,
+            ready=lambda: prepare(out, overwrite, resume),
+        )
     if main and not quiet:
         say(f"trained {result.step} steps in {result.seconds:.0f} s; the run is at {out}")
+        given = f" --given {shlex.quote(run.classes[0])}" if run.classes else ""
         if config.flow.job == "generate":
-            given = f" --given {run.classes[0]}" if run.classes else ""
             say(f"next: flowmatch sample {out} -n 64 --out new.png{given}")
         else:
-            say(f"next: flowmatch sample {out} --input IMAGES --out new/")
+            say(f"next: flowmatch sample {out} --input IMAGES --out new/{given}")
         say(f"      flowmatch evaluate {out}")
 
 
@@ -68,7 +75,8 @@ def dry_run(chosen: dict[str, Any], throughput: float | None) -> None:
         rows, _ = config.split(images)
         shape, count, classes = images.shape, len(rows), len(images.classes)
         source = f"{config.data}: {len(images)} images"
-    elif "recipe" in chosen:
+    elif chosen.get("recipe") is not None:
+        options_of(chosen["recipe"])  # raises for one that there is not
         known = RECIPES[chosen["recipe"]]
         config = ImageRunConfig.parse({"data": ".", **chosen})
         size, channels = config.images.size or known.shape[1], config.images.channels or known.shape[0]
@@ -77,7 +85,8 @@ def dry_run(chosen: dict[str, Any], throughput: float | None) -> None:
     else:
         raise InputError("--dry-run needs a folder of images, or a --recipe, which knows its own")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    found = estimate(config.flow, config.train, shape, count, classes if config.images.labels else 0, processes)
+    told = config.images.labels is not False and config.flow.job == "generate" or config.images.labels
+    found = estimate(config.flow, config.train, shape, count, classes if told else 0, processes)
     say(f"{source} of {' x '.join(map(str, shape))}, network {config.flow.network}")
     for line in found.lines(throughput):
         say(f"  {line}")

@@ -8,11 +8,13 @@ from typing import Annotated
 import torch
 import typer
 
+from flowmatch.cli.devices import DeviceOption, device_of
 from flowmatch.cli.errors import reported, say
 from flowmatch.cli.sample import conditions
 from flowmatch.cli.working import Working
 from flowmatch.errors import InputError
 from flowmatch.recipes import Run, make_job
+from flowmatch.recipes.drawing import on_device
 from flowmatch.recipes.kinds import open_run
 
 __all__ = ["tune"]
@@ -28,6 +30,7 @@ def tune(
     nfe: Annotated[int, typer.Option("--nfe", help="Network calls that the solver may make.")] = 8,
     trajectories: Annotated[int, typer.Option(help="Trajectories to fit and, a quarter of them, to choose by.")] = 512,
     steps: Annotated[int, typer.Option(help="Steps of the fit at most.")] = 40,
+    device: DeviceOption = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     batch: Annotated[int | None, typer.Option(help="Rows solved at a time. (default: by the columns)")] = None,
     data: Annotated[
@@ -46,6 +49,7 @@ def tune(
     if batch is not None and batch < 1:
         raise InputError(f"--batch must be at least 1, got {batch}")
     opened = open_run(run)
+    opened.flow.to(device_of(device, images=not isinstance(opened, Run)))
     generator = torch.Generator().manual_seed(seed)
     if isinstance(opened, Run):
         drawn = conditions(opened, [], CONDITIONS, generator)
@@ -54,18 +58,18 @@ def tune(
     else:
         source = next(part for part in reversed(opened.split(data)) if part is not None)
         index = torch.randperm(len(source), generator=generator)[:HELD]
-        _, drawn = make_job(opened.config.flow, source).take(index, generator)
+        _, drawn = make_job(opened.config.flow, source, noisy=False).take(index, generator)
     with Working("tuning", quiet) as working:
         solver = opened.flow.tune(
             nfe,
-            drawn,
+            on_device(drawn, opened.flow.home.device),
             trajectories=trajectories,
             steps=steps,
             generator=generator,
             rows=batch,
             progress=working.update,
         )
-    opened.flow.save(run)
+    opened.flow.cpu().save(run)
     if quiet:
         return
     measured = solver.fitted

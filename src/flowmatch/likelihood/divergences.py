@@ -212,10 +212,10 @@ def _backward(equation: ODE, t: Tensor | float, x: Tensor, directions: Tensor) -
             raise ValueError(_CUT_OFF)
         if not x.numel():
             return value, directions.to(value.dtype)
-        products = [
-            torch.autograd.grad(value, point, direction.to(value.dtype), retain_graph=True, create_graph=keep)[0]
-            for direction in directions
-        ]
+        how: dict[str, Any] = {"retain_graph": True, "create_graph": keep, "allow_unused": True}
+        products = [torch.autograd.grad(value, point, direction.to(value.dtype), **how)[0] for direction in directions]
+    if any(product is None for product in products):  # a gradient there is, of the weights alone
+        raise ValueError(_CUT_OFF)
     columns = torch.stack(products)
     return (value, columns) if keep else (value.detach(), columns)
 

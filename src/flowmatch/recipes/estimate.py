@@ -5,7 +5,7 @@ image is sent through it. On the way the floating-point operations are counted, 
 will want again.
 
 * **Memory of the weights**: each is held five times in float32, as itself, its gradient, two moments of Adam and its
-  average, so 20 bytes a parameter, 16 without averaging.
+  average, and twice more where averages are chosen after training; sharded, each process holds its share.
 * **Memory of a step**: what is kept for the backward pass of the images that a process has at a time. Autocast to 16
   bits halves most of it. Workspace of the kernels comes on top and is not counted.
 * **Work**: a backward pass costs two forward ones, so that a step on ``B`` images takes :math:`3 B F` operations if one
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from flowmatch.recipes.images import ImageConfig, make_image_model
 from flowmatch.train import TrainConfig
+from flowmatch.train.blocks import checkpoint_blocks
 
 __all__ = ["Estimate", "estimate"]
 
@@ -35,7 +36,7 @@ class Estimate:
     Attributes:
         parameters: number of weights that are trained.
         flops: floating-point operations of one image forwards.
-        state_bytes: memory of weights, gradients, moments and average.
+        state_bytes: memory of weights, gradients, moments and averages, in each process.
         step_bytes: memory of what a step keeps for its backward pass, in each process.
         steps_per_epoch: optimiser steps in which every image is seen once.
         epochs: how often every image is seen.
@@ -98,16 +99,19 @@ def estimate(
     """
     with torch.device("meta"):
         net = make_image_model(config, shape, classes).train()
+        if train.checkpointing:
+            checkpoint_blocks(net)
         inputs = _inputs(net, shape)
     flops, kept = _count(net, inputs)
     parameters = sum(weight.numel() for weight in net.parameters() if weight.requires_grad)
     here = math.ceil(train.batch_size / (processes * train.accumulate))
     seen = train.steps * train.batch_size
-    passes = 4 if getattr(train, "checkpointing", False) else 3
+    passes = 4 if train.checkpointing else 3
+    numbers = 4 + bool(train.ema) + 2 * bool(train.posthoc_every)
     return Estimate(
         parameters=parameters,
         flops=flops,
-        state_bytes=parameters * (20 if train.ema else 16),
+        state_bytes=4 * parameters * numbers // (processes if train.shard else 1),
         step_bytes=here * kept // (1 if train.precision == "fp32" else 2),
         steps_per_epoch=images / train.batch_size,
         epochs=seen / images,

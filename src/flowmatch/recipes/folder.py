@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,14 +12,39 @@ from typing import Any
 import yaml
 
 from flowmatch.errors import InputError
+from flowmatch.persist import write_atomically
+from flowmatch.train import Callback
 
-__all__ = ["mapping", "prepare_folder", "read_history", "read_json", "read_options"]
+__all__ = [
+    "Description",
+    "check_folder",
+    "check_same",
+    "mapping",
+    "prepare_folder",
+    "read_history",
+    "read_json",
+    "read_options",
+]
 
-MARKS = ("config.yaml", "data.json", "flow.json", "checkpoints", "metrics.jsonl")
+#: Files that only runs have together; a config.yaml alone may be anybody's.
+MARKS = ("config.yaml", "data.json")
 
 
 def prepare_folder(out: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Make an empty run folder, or keep the one to resume.
+    """Make an empty run folder, or keep the one to resume; what :func:`check_folder` refuses is left alone.
+
+    Raises:
+        InputError: as there.
+    """
+    check_folder(out, overwrite=overwrite, resume=resume)
+    if not resume:
+        if out.is_dir() and any(out.iterdir()):
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(out: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Raise unless a run may be written to ``out``; nothing is changed.
 
     Raises:
         InputError: the folder holds something and neither ``overwrite`` nor ``resume`` is given; it holds something
@@ -36,10 +62,8 @@ def prepare_folder(out: Path, *, overwrite: bool = False, resume: bool = False) 
                 f"{out} already holds something; use another --out, --resume to go on with that run, "
                 "or --overwrite to replace it"
             )
-        if not any((out / mark).exists() for mark in MARKS):
+        if not all((out / mark).is_file() for mark in MARKS):
             raise InputError(f"{out} is not a run folder, so it will not be overwritten; give another --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -68,7 +92,45 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # a run that was killed may have left half a line
+            found.append(json.loads(line))
+    return found
+
+
+class Description(Callback):
+    """Writes ``config.yaml`` and ``data.json`` once a run is known to go on.
+
+    A resume that is refused must leave both as they are, or it could never be mended.
+
+    Args:
+        out: run folder.
+        config: text of the config.
+        described: what ``data.json`` holds.
+    """
+
+    def __init__(self, out: Path, config: str, described: dict[str, Any]) -> None:
+        self.out, self.config, self.described = out, config, described
+
+    def on_start(self, step: int) -> None:
+        """Write both."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.out / "config.yaml", self.config.encode())
+        write_atomically(self.out / "data.json", (json.dumps(self.described, indent=2) + "\n").encode())
+
+
+def check_same(path: Path, fingerprint: str, source: str) -> None:
+    """Raise unless the data are those that a run to go on with was begun with.
+
+    Raises:
+        InputError: they have changed.
+    """
+    if read_json(path).get("fingerprint") != fingerprint:
+        raise InputError(
+            f"{source} is not what this run was begun with: its content has changed, and rows held out then might be "
+            "trained on now; give the original data, or start another run"
+        )
 
 
 def mapping(options: dict[str, Any], name: str) -> dict[str, Any]:

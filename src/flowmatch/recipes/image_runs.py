@@ -7,8 +7,8 @@ the hash that pins the run to its data.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,7 @@ from flowmatch.errors import InputError
 from flowmatch.fields import Guided
 from flowmatch.flow import Flow
 from flowmatch.persist import write_atomically
-from flowmatch.recipes.folder import mapping, read_history, read_json, read_options
+from flowmatch.recipes.folder import Description, check_same, mapping, read_history, read_json, read_options
 from flowmatch.recipes.image_card import image_card
 from flowmatch.recipes.images import ImageConfig, ImageDataConfig, fit_images, suggest_images
 from flowmatch.train import TrainConfig, TrainResult, explain
@@ -44,7 +44,7 @@ class ImageRunConfig(BaseModel):
     kind: Literal["images"] = "images"
     recipe: str | None = Field(None, description="the recipe that the options come from")
     data: str = Field(description="folder of images, or a .npz, .npy, .parquet or idx file")
-    rows: int | None = Field(None, ge=2, description="the first so many images only")
+    rows: int | None = Field(None, ge=2, description="so many of the images only, spread evenly")
     holdout: float = Field(0.1, ge=0, le=0.5, description="share of the images kept out of training")
     images: ImageDataConfig = Field(default_factory=ImageDataConfig)
     flow: ImageConfig = Field(default_factory=ImageConfig)
@@ -57,15 +57,15 @@ class ImageRunConfig(BaseModel):
         return str(Path(data).expanduser().resolve())
 
     @classmethod
-    def choose(cls, options: dict[str, Any], images: Images) -> ImageRunConfig:
-        """Fill in from the number of images what ``options`` leave open.
+    def choose(cls, options: dict[str, Any], images: Images, processes: int = 1) -> ImageRunConfig:
+        """Fill in from the number of images what ``options`` leave open, for so many processes.
 
         Raises:
             InputError: an unknown option or a value out of its limits; every problem is named.
         """
         holdout = options.get("holdout", min(0.1, _HELD / len(images)))
         flow = mapping(options, "flow")
-        train = suggest_images(len(images), bool(images.classes), str(flow.get("job", "generate")))
+        train = suggest_images(len(images), bool(images.classes), str(flow.get("job", "generate")), processes)
         return cls.parse({**options, "holdout": holdout, "train": {**train, **mapping(options, "train")}})
 
     @classmethod
@@ -78,9 +78,10 @@ class ImageRunConfig(BaseModel):
         except ValidationError as error:
             raise InputError("; ".join(explain(problem, cls) for problem in error.errors())) from None
 
-    def load(self, source: str | None = None, split: str | None = None) -> Images:
-        """Read the images; from ``source`` if they have moved."""
-        return self.images.load(self.data if source is None else source, self.rows, split)
+    def load(self, source: str | None = None, split: str | None = None, classes: Sequence[str] | None = None) -> Images:
+        """Read the images, from ``source`` if they have moved; or all of another split."""
+        rows = self.rows if split is None else None
+        return self.images.load(self.data if source is None else source, rows, split, self.flow.job, classes)
 
     def split(self, images: Images) -> tuple[Images, Images | None]:
         """Images to train on, and those held out."""
@@ -171,6 +172,8 @@ class ImageRun:
             if given not in self.counts:
                 known = ", ".join(self.counts) or "none"
                 raise InputError(f"the run at {self.folder} has no class {given!r}; it knows {known}")
+            if not self.counts[given]:
+                raise InputError(f"the run at {self.folder} saw no image of class {given!r} in training")
             return torch.full((n,), self.classes.index(given))
         if not self.counts:
             return None
@@ -193,6 +196,8 @@ class ImageRun:
                 f"the run at {self.folder} was trained with label_dropout 0, so that its network does not know images "
                 "without a class; train with --label-dropout 0.1 for guidance"
             )
+        if not math.isfinite(scale):
+            raise InputError(f"guidance must be a finite number, got {scale}")
         field = Guided(self.flow.field, scale, len(self.counts), interval)
         return Flow(field, self.flow.path, self.shape, self.flow.source, self.flow.solver, self.flow.independent).eval()
 
@@ -205,8 +210,9 @@ def train_image_run(
     callbacks: Sequence[Any] = (),
     resume: bool = False,
     main: bool = True,
+    ready: Callable[[], Any] | None = None,
 ) -> tuple[ImageRun, TrainResult]:
-    """Train on images and write the run folder, which must be ready (see :func:`prepare_folder`).
+    """Train on images and write the run folder.
 
     Args:
         config: what to do.
@@ -215,24 +221,31 @@ def train_image_run(
         callbacks: told about progress.
         resume: go on from the newest good checkpoint.
         main: whether this process writes; one process of several does.
+        ready: called once all options have been checked, to make the folder ready (see :func:`prepare_folder`).
 
     Returns:
         The run, and the trainer's account.
     """
     rows, held = config.split(images)
-    if main:
-        described = {
-            "shape": list(images.shape),
-            "counts": rows.counts,
-            "fingerprint": images.fingerprint,
-            "rows": len(rows),
-            "heldout_rows": 0 if held is None else len(held),
-            "damaged": [list(one) for one in images.damaged],
-        }
-        write_atomically(out / "config.yaml", config.to_yaml().encode())
-        write_atomically(out / "data.json", (json.dumps(described, indent=2) + "\n").encode())
+    if resume:
+        check_same(out / "data.json", images.fingerprint, config.data)
+    described = {
+        "shape": list(images.shape),
+        "counts": rows.counts,
+        "fingerprint": images.fingerprint,
+        "rows": len(rows),
+        "heldout_rows": 0 if held is None else len(held),
+        "damaged": [list(one) for one in images.damaged],
+    }
     flow, result = fit_images(
-        rows, held, flow=config.flow, train=config.train, out=out, callbacks=callbacks, resume=resume
+        rows,
+        held,
+        flow=config.flow,
+        train=config.train,
+        out=out,
+        callbacks=[Description(out, config.to_yaml(), described), *callbacks],
+        resume=resume,
+        ready=ready,
     )
     run = ImageRun(out, config, flow.cpu(), rows.counts, images.fingerprint)
     if main:

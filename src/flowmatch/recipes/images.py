@@ -14,7 +14,7 @@ likelihood of a pixel that is always black has no bound.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -49,20 +49,40 @@ class ImageDataConfig(BaseModel):
     resample: Literal["lanczos", "bicubic", "box"] = Field("lanczos", description="filter that resizes")
     flip: bool = Field(False, description="mirror half of the images left to right, anew each time")
     dequantize: bool = Field(True, description="spread bytes over their cells, which likelihoods need")
-    labels: bool = Field(True, description="learn the classes, if the images have any")
+    labels: bool | None = Field(
+        None, description="learn the classes, if the images have any; by default where images are made from noise alone"
+    )
     column: str | None = Field(None, description="column or array of the images, where it is not clear")
     strict: bool = Field(False, description="stop at a damaged image, which is else left out and named")
 
-    def load(self, source: str, rows: int | None = None, split: str | None = None) -> Images:
-        """Read images from ``source`` in this way, from another ``split`` if one is named."""
+    def load(
+        self,
+        source: str,
+        rows: int | None = None,
+        split: str | None = None,
+        job: str = "generate",
+        classes: Sequence[str] | None = None,
+    ) -> Images:
+        """Read images from ``source`` in this way.
+
+        Args:
+            source: where they are.
+            rows: so many of them only.
+            split: another split than that of training.
+            job: what for; decides on labels that are left open.
+            classes: names of the classes in the order of their numbers, where they are known already.
+
+        Raises:
+            InputError: they cannot be read, or have a class that is not among those known.
+        """
         from flowmatch.data.images import load_images
 
-        return load_images(
+        images = load_images(
             source,
             self.size,
             self.channels,
             split=self.split if split is None else split,
-            labels=self.labels,
+            labels=job == "generate" if self.labels is None else self.labels,
             column=self.column,
             rows=rows,
             resample=self.resample,
@@ -70,6 +90,9 @@ class ImageDataConfig(BaseModel):
             dequantize=self.dequantize,
             strict=self.strict,
         )
+        if classes and images.labels is not None and images.classes != tuple(classes):
+            _renumber(images, classes, source)
+        return images
 
 
 class ImageConfig(MatchingConfig):
@@ -104,8 +127,8 @@ class ImageConfig(MatchingConfig):
     )
 
 
-def suggest_images(count: int, labelled: bool, job: str = "generate") -> dict[str, Any]:
-    """Default options of ``TrainConfig`` for ``count`` images.
+def suggest_images(count: int, labelled: bool, job: str = "generate", processes: int = 1) -> dict[str, Any]:
+    """Default options of ``TrainConfig`` for ``count`` images, trained on by so many processes.
 
     Example:
         >>> suggest_images(60_000, labelled=True)["label_dropout"]
@@ -114,7 +137,7 @@ def suggest_images(count: int, labelled: bool, job: str = "generate") -> dict[st
     small = count < 2000
     return {
         "steps": 2000 if small else 6000,
-        "batch_size": min(128, max(1, count)),
+        "batch_size": max(processes, min(128, count) // processes * processes),
         "learning_rate": 1e-3,
         "betas": (0.9, 0.99),
         "warmup": 100,
@@ -124,8 +147,13 @@ def suggest_images(count: int, labelled: bool, job: str = "generate") -> dict[st
     }
 
 
-def make_job(config: ImageConfig, images: Images) -> Any:
+def make_job(config: ImageConfig, images: Images, noisy: bool = True) -> Any:
     """Images with what the job tells the network about them.
+
+    Args:
+        config: the job.
+        images: the images.
+        noisy: add the noise of ``cond_noise`` to small images, as in training; in use they are given as they are.
 
     Raises:
         InputError: sides that the factor does not divide.
@@ -133,10 +161,35 @@ def make_job(config: ImageConfig, images: Images) -> Any:
     from flowmatch.data.images import Downsampled, Masked, box_holes, pixel_holes
 
     if config.job == "upscale":
-        return Downsampled(images, config.factor, noise=config.cond_noise)
+        job = Downsampled(images, config.factor, noise=config.cond_noise if noisy else 0.0)
+        return job if noisy or not config.cond_noise else _Clear(job)
     if config.job == "inpaint":
         return Masked(images, box_holes if config.holes == "box" else pixel_holes)
     return images
+
+
+def _renumber(images: Images, classes: Sequence[str], source: str) -> None:
+    """Give the classes the numbers they have elsewhere; a set that lacks one would number the others anew."""
+    foreign = sorted(set(images.classes) - set(classes))
+    if foreign:
+        raise InputError(f"{source} has a class {foreign[0]!r} that training had not; there were {', '.join(classes)}")
+    assert images.labels is not None
+    places = torch.tensor([list(classes).index(name) for name in images.classes])
+    images.labels, images.classes = places[images.labels], tuple(classes)
+
+
+class _Clear:
+    """Small images without noise, for a network that is told how much there is: none."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def __len__(self) -> int:
+        return len(self.job)
+
+    def take(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, Any]:
+        x1, cond = self.job.take(index, generator)
+        return x1, {**cond, "noise": x1.new_zeros(len(x1))}
 
 
 def make_image_model(config: ImageConfig, shape: Sequence[int], classes: int = 0, seed: int = 0) -> ImageNetwork:
@@ -159,7 +212,9 @@ def make_image_model(config: ImageConfig, shape: Sequence[int], classes: int = 0
             if config.network in _DITS:
                 return dit_preset(_DITS[config.network], shape, classes, **told, **config.network_options)
             return unet_preset(config.network, shape, classes, **told, **config.network_options)
-        except (TypeError, ValueError) as error:
+        except TypeError as error:
+            raise InputError(f"network_options do not fit network {config.network}: {error}") from None
+        except ValueError as error:
             sides = " x ".join(map(str, shape))
             raise InputError(
                 f"network {config.network} does not take images of {sides}: {error}; resize them with --size, or "
@@ -176,6 +231,7 @@ def fit_images(
     out: FilePath | None = None,
     callbacks: Sequence[Any] = (),
     resume: bool = False,
+    ready: Callable[[], Any] | None = None,
 ) -> tuple[Flow, TrainResult]:
     """Train a flow on images.
 
@@ -187,10 +243,14 @@ def fit_images(
         out: run folder for checkpoints and metrics, or ``None`` to write nothing.
         callbacks: told about progress; see :mod:`flowmatch.train`.
         resume: go on from the newest good checkpoint in ``out``.
+        ready: called once all options have been checked, before anything is written.
 
     Returns:
         The flow with the averaged weights, and the trainer's account. Its condition is the label of an image, or what
         the job's ``given`` makes.
+
+    Raises:
+        InputError: options that do not go together, or a shape that the network cannot take.
 
     Example:
         >>> from flowmatch.data.images import Images
@@ -208,14 +268,28 @@ def fit_images(
             f"coupling {flow.coupling} does not go with job {flow.job}: what is known of an image all but tells it, so "
             "no two noises could change places; use coupling independent"
         )
+    if train.label_dropout and not classes:
+        raise InputError(
+            f"label_dropout {train.label_dropout:g} needs images with classes, and these have none; put them into a "
+            "sub-folder for each class, or leave --label-dropout out"
+        )
     objective = make_objective(flow, classes)
     path = cast(AffinePath, objective.path)
     model = make_image_model(flow, images.shape, classes, train.seed)
     held = None if holdout is None else make_job(flow, holdout)
     data = make_job(flow, images)
     trainer = Trainer(model, objective, data, config=train, holdout=held, out=out, callbacks=callbacks)
+    if ready is not None:
+        ready()
     result = trainer.fit(resume=resume)
     return make_flow(result.model, flow, path, images.shape), result
+
+
+def painted(config: ImageConfig, made: torch.Tensor, cond: Any) -> torch.Tensor:
+    """Samples ``(B, C, H, W)`` as they are used: what was known of an image that was painted in stays as it was."""
+    if config.job != "inpaint":
+        return made
+    return torch.where(cond["mask"].to(made.device), cond["image"].to(made), made)
 
 
 def make_flow(model: Any, config: ImageConfig, path: AffinePath, shape: Sequence[int]) -> Flow:

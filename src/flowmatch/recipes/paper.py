@@ -101,11 +101,21 @@ def upscale256() -> Options:
 
 
 def fashion() -> Options:
-    """Fashion-MNIST by class within the hour."""
+    """Fashion-MNIST by class, on two CPU cores within the hour."""
     return {
-        "images": {"size": 28, "channels": 1},
-        "flow": {"network": "small"},
-        "train": {"steps": 5000, "batch_size": 128, "learning_rate": 2e-3, "label_dropout": 0.1, "ema": 0.999},
+        "images": {"size": 28, "channels": 1, "labels": True},
+        "flow": {"network": "small", "coupling": "ot"},
+        "train": {
+            "steps": 4000,
+            "batch_size": 128,
+            "pool": 2560,
+            "ahead": 1,
+            "learning_rate": 2e-3,
+            "label_dropout": 0.1,
+            "evaluate_every": 1000,
+            "checkpoint_every": 500,
+            "sample_every": 1000,
+        },
     }
 
 

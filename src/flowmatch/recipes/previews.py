@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from flowmatch.persist import write_atomically
+from flowmatch.recipes.drawing import draw
 from flowmatch.recipes.image_runs import ImageRunConfig
 from flowmatch.recipes.images import make_flow, make_job
 from flowmatch.recipes.matching import make_path
@@ -52,13 +52,13 @@ class Previews(Callback):
             self.cond, self.count = (labels if self.classes else None), len(labels)
         else:
             index = torch.randperm(len(images), generator=generator)[:_ROWS]
-            self.truth, self.cond = make_job(config.flow, images).take(index, generator)
+            self.truth, self.cond = make_job(config.flow, images, noisy=False).take(index, generator)
             self.count = len(index)
         self.noise = torch.randn(self.count, *images.shape, generator=generator)
 
-    def on_sample(self, step: int, model: nn.Module) -> None:
-        """Draw and write."""
-        self._write(model, self.out / "samples" / f"step_{step:08d}.png")
+    def on_sample(self, step: int, model: nn.Module) -> dict[str, Tensor]:
+        """Draw and write; what is returned goes to TensorBoard and its like."""
+        return {"samples": self._write(model, self.out / "samples" / f"step_{step:08d}.png")}
 
     def on_end(self, result: TrainResult) -> None:
         """Draw the last one, with the weights that are kept."""
@@ -70,20 +70,21 @@ class Previews(Callback):
 
         path = make_path(self.config.flow)
         flow = make_flow(model, self.config.flow, path, self.shape)
-        home = flow.home
-        # The noise of the path's own source, which is wider than one on some.
-        x0 = (self.noise * path.source_std).to(home)
-        cond = pytree.tree_map(lambda leaf: leaf.to(home.device), self.cond)
-        made = to_uint8(flow.decode(x0, cond, **HOW).float().cpu())
+        # No more at a time than in training; and the noise of the path's own source, which is wider than one on some.
+        at_once = max(1, self.config.train.batch_size // self.config.train.accumulate)
+        noise = self.noise * path.source_std
+        made = to_uint8(draw(self.config.flow, flow, self.count, self.cond, HOW, batch=at_once, noise=noise))
         if self.truth is None:
             return sheet(made, _COLUMNS)
         return told_sheet(self.cond["image"], made, to_uint8(self.truth))
 
-    def _write(self, model: nn.Module, target: Path) -> None:
+    def _write(self, model: nn.Module, target: Path) -> Tensor:
         from flowmatch.data.images.write import png
 
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, png(self.sheet(model)))
+        drawn = self.sheet(model)
+        write_atomically(target, png(drawn))
+        return drawn
 
 
 def told_sheet(told: Tensor, made: Tensor, truth: Tensor | None = None, groups: int = 1) -> Tensor:

@@ -8,8 +8,7 @@ weights), ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/`` and ``README.md`
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from flowmatch.errors import InputError
 from flowmatch.flow import Flow
 from flowmatch.persist import write_atomically
 from flowmatch.recipes.card import model_card
-from flowmatch.recipes.folder import mapping, read_history, read_json, read_options
+from flowmatch.recipes.folder import Description, check_same, mapping, read_history, read_json, read_options
 from flowmatch.recipes.matching import make_objective
 from flowmatch.recipes.tabular import FlowConfig, fit_flow, suggest
 from flowmatch.train import TrainConfig, TrainResult, explain
@@ -167,8 +166,9 @@ def train_run(
     callbacks: Sequence[Any] = (),
     resume: bool = False,
     main: bool = True,
+    ready: Callable[[], Any] | None = None,
 ) -> tuple[Run, TrainResult]:
-    """Train on a table and write the run folder, which must be ready (see :func:`prepare_folder`).
+    """Train on a table and write the run folder.
 
     Args:
         config: what to do.
@@ -178,23 +178,23 @@ def train_run(
         callbacks: told about progress.
         resume: go on from the newest good checkpoint.
         main: whether this process writes; one process of several does.
+        ready: called once all options have been checked, to make the folder ready (see :func:`prepare_folder`).
 
     Returns:
         The run, and the trainer's account.
     """
     rows, held = split(table.frame, config.holdout, config.train.seed)
     print_of_data = fingerprint(table.frame)
-    if main:
-        described = {
-            "codec": codec.to_json(),
-            "image_shape": list(table.image_shape) if table.image_shape else None,
-            "fingerprint": print_of_data,
-            "rows": len(rows),
-            "heldout_rows": len(held),
-            "notes": codec.notes,
-        }
-        write_atomically(out / "config.yaml", config.to_yaml().encode())
-        write_atomically(out / "data.json", (json.dumps(described, indent=2) + "\n").encode())
+    if resume:
+        check_same(out / "data.json", print_of_data, config.data)
+    described = {
+        "codec": codec.to_json(),
+        "image_shape": list(table.image_shape) if table.image_shape else None,
+        "fingerprint": print_of_data,
+        "rows": len(rows),
+        "heldout_rows": len(held),
+        "notes": codec.notes,
+    }
     flow, result = fit_flow(
         TableData(codec, rows),
         TableData(codec, held) if len(held) else None,
@@ -204,8 +204,9 @@ def train_run(
         flow=config.flow,
         train=config.train,
         out=out,
-        callbacks=callbacks,
+        callbacks=[Description(out, config.to_yaml(), described), *callbacks],
         resume=resume,
+        ready=ready,
     )
     run = Run(out, config, codec, flow.cpu(), table.image_shape, print_of_data)
     if main:

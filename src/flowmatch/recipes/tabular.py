@@ -11,7 +11,7 @@ residual MLP. What the defaults weigh:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 from typing import Any, cast
 
@@ -81,6 +81,7 @@ def fit_flow(
     out: FilePath | None = None,
     callbacks: Sequence[Any] = (),
     resume: bool = False,
+    ready: Callable[[], Any] | None = None,
 ) -> tuple[Flow, TrainResult]:
     """Train a flow on standardised rows.
 
@@ -95,6 +96,7 @@ def fit_flow(
         out: run folder for checkpoints and metrics, or ``None`` to write nothing.
         callbacks: told about progress; see :mod:`flowmatch.train`.
         resume: go on from the newest good checkpoint in ``out``.
+        ready: called once all options have been checked, before anything is written.
 
     Returns:
         The flow with the averaged weights, and the trainer's account.
@@ -113,6 +115,8 @@ def fit_flow(
     path = cast(AffinePath, objective.path)
     model = make_model(flow, dim, classes, cond_dim, train.seed)
     trainer = Trainer(model, objective, data, config=train, holdout=holdout, out=out, callbacks=callbacks)
+    if ready is not None:
+        ready()
     result = trainer.fit(resume=resume)
     # Columns are standardised, so that their mean is zero.
     field = result.model if flow.predicts == "velocity" else Predicts(result.model, path, flow.predicts)

@@ -62,10 +62,11 @@ def _share(short: float, good: str, poor: str) -> tuple[str, str]:
     return (good, "good") if short < 0.1 else (poor, "fair" if short < 0.3 else "poor")
 
 
-def _like(name: str, values: Mapping[str, float]) -> Reading:
+def _like(name: str, values: Mapping[str, float | None]) -> Reading:
     made, told = values["samples"], values["told"]
     long, unit = {"psnr": ("PSNR", "decibels"), "ssim": ("SSIM", "1 is equal")}[name]
-    verdict, mood = ("nearer to the truth than what was told", "good") if made > told else ("further than it", "fair")
+    nearer = made is None or (told is not None and made > told)
+    verdict, mood = ("nearer to the truth than what was told", "good") if nearer else ("further than it", "fair")
     text = (
         "Higher is better. One sample of many that fit what was told: the mean of them would score higher and look "
         "blurred."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,14 @@ from torch.utils import _pytree as pytree
 from flowmatch import plot
 from flowmatch.errors import InputError
 from flowmatch.likelihood import Exact, Hutchinson, bits_per_dim
-from flowmatch.metrics import FeatureNet, evaluate_images, psnr, ssim
+from flowmatch.metrics import FeatureNet, evaluate_images, ssim
 from flowmatch.persist import write_atomically
 from flowmatch.recipes import ImageRun, make_job
+from flowmatch.recipes.drawing import draw, on_device, part_of
 from flowmatch.recipes.previews import told_sheet
 from flowmatch.report.page import write_html
 from flowmatch.report.subject import Progress
-from flowmatch.solvers import Dopri5
-from flowmatch.tensors import take
+from flowmatch.solvers import Dopri5, Midpoint
 
 if TYPE_CHECKING:
     from flowmatch.data.images import Images
@@ -47,6 +48,8 @@ def evaluate_image_run(
     how: dict[str, Any],
     *,
     samples: int = 2000,
+    other: Images | None = None,
+    notes: Sequence[str] = (),
     guidance: float | None = None,
     likelihood_rows: int = 32,
     noises: int = 1,
@@ -60,14 +63,17 @@ def evaluate_image_run(
 
     Args:
         run: the run.
-        train: images it was trained on, for the floors.
+        train: images it was trained on.
         heldout: images it never saw.
         features: what distances are taken in; the report names them.
         out: folder of the report.
         how: ``solver=``, ``steps=`` and so on, of the samples.
         samples: number of samples to compare; as many as there are held-out images at most.
+        other: real images for the floors, best such as the features were not trained on; ``train`` by default.
+        notes: what the reader of the report should know.
         guidance: strength of guidance.
-        likelihood_rows: held-out images to score; 0 for none.
+        likelihood_rows: held-out images to score; 0 for none. Runs that paint in have no bits: the known pixels are
+            told with the noise that the likelihood would have to draw.
         noises: noises that each image is dequantised by.
         seed: seed of everything drawn.
         batch: images solved at a time.
@@ -81,18 +87,20 @@ def evaluate_image_run(
     """
     began = time.perf_counter()
     tick: Progress = progress if progress is not None else lambda done, what: None
-    count = min(samples, len(heldout), len(train))
+    other = train if other is None else other
+    count = min(samples, len(heldout), len(other))
     if count < 4:
         raise InputError(f"an evaluation needs 4 held-out images at least, got {count}; hold out more, or give --split")
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(len(heldout), generator=generator)[:count]
-    job = make_job(run.config.flow, heldout.subset(index, flip=False, dequantize=False))
+    job = make_job(run.config.flow, heldout.subset(index, flip=False, dequantize=False), noisy=False)
     truth, cond = job.take(torch.arange(count), generator)
     flow = run.flow if guidance is None else run.guided(guidance)
     tick(0.0, "drawing samples")
-    made = _draw(flow, count, cond, generator, how, batch, lambda part: tick(0.4 * part, "drawing samples"))
+    working = lambda part: tick(0.4 * part, "drawing samples")  # noqa: E731
+    made = draw(run.config.flow, flow, count, cond, how, batch=batch, generator=generator, tick=working)
     tick(0.4, "comparing features")
-    compared = evaluate_images(made, truth, train.subset(_some(train, count, generator), flip=False), features)
+    compared = evaluate_images(made, truth, other.subset(_some(other, count, generator), flip=False), features)
     found: dict[str, Any] = {
         "title": run.folder.resolve().name,
         "kind": "images",
@@ -102,15 +110,18 @@ def evaluate_image_run(
         "classes": len(run.classes),
         "seed": seed,
         "guidance": guidance,
+        "notes": [
+            *notes,
+            *([] if count == samples else [f"Compared are {count} images: there are no more to compare."]),
+        ],
         "distances": compared.to_dict(),
         "likeness": None if run.config.flow.job == "generate" else _likeness(made, truth, cond),
     }
     tick(0.55, "counting calls")
     found["sampling"] = _cost(flow, cond, generator, how)
     tick(0.6, "scoring held-out images")
-    found["bits_per_dim"] = (
-        _bits(run, heldout, min(likelihood_rows, len(heldout)), noises, seed) if likelihood_rows else None
-    )
+    scored = likelihood_rows if run.config.flow.job != "inpaint" else 0
+    found["bits_per_dim"] = _bits(run, heldout, min(scored, len(heldout)), noises, seed) if scored else None
     tick(0.95, "drawing pictures")
     found["figures"] = _figures(run, made, truth, cond, train, features, out)
     found["seconds"] = time.perf_counter() - began
@@ -120,42 +131,38 @@ def evaluate_image_run(
     return found
 
 
-def _draw(
-    flow: Any, count: int, cond: Any, generator: torch.Generator, how: dict[str, Any], batch: int, tick: Any
-) -> Tensor:
-    home, parts = flow.home, []
-    for rows in torch.arange(count).split(batch):
-        part = pytree.tree_map(lambda leaf: leaf.to(home.device), None if cond is None else take(cond, rows))
-        parts.append(flow.sample(len(rows), part, generator=generator, **how).float().cpu())
-        tick((int(rows[-1]) + 1) / count)
-    return torch.cat(parts)
-
-
 def _some(images: Images, count: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(len(images), generator=generator)[:count]
 
 
 def _likeness(made: Tensor, truth: Tensor, cond: Any) -> dict[str, Any]:
-    """How near the samples are to the images they were made for, beside what the network was told."""
-    told = cond["image"].clamp(-1, 1)
-    return {
-        name: {"samples": float(measure(made.clamp(-1, 1), truth).mean()), "told": float(measure(told, truth).mean())}
-        for name, measure in (("psnr", psnr), ("ssim", ssim))
-        if name == "psnr" or min(made.shape[2:]) >= 11
-    }
+    """How near the samples are to the images they were made for, beside what the network was told.
+
+    PSNR is that of the mean squared error over all images, since that of one image that is met exactly is infinite.
+    """
+
+    def decibels(x: Tensor) -> float | None:
+        error = float((x - truth).double().square().mean())
+        return 10 * math.log10(4 / error) if error else None
+
+    made, told = made.clamp(-1, 1), cond["image"].clamp(-1, 1)
+    found: dict[str, Any] = {"psnr": {"samples": decibels(made), "told": decibels(told)}}
+    if min(made.shape[2:]) >= 11:  # the window of SSIM
+        found["ssim"] = {"samples": float(ssim(made, truth).mean()), "told": float(ssim(told, truth).mean())}
+    return found
 
 
 def _cost(flow: Any, cond: Any, generator: torch.Generator, how: dict[str, Any]) -> dict[str, Any]:
     """Calls of the sampler, and of an adaptive one under a tight tolerance."""
-    few = None if cond is None else take(cond, torch.arange(min(_COUNTED, len(pytree.tree_leaves(cond)[0]))))
-    count = _COUNTED if few is None else len(pytree.tree_leaves(few)[0])
+    count = _COUNTED if cond is None else min(_COUNTED, len(pytree.tree_leaves(cond)[0]))
+    few = on_device(part_of(cond, torch.arange(count)), flow.home.device)
     start = flow.start(count, generator)
     with torch.no_grad():
         used = flow.solve(start, few, **how)
         tight = flow.solve(start, few, solver=Dopri5(), rtol=_TOLERANCE, atol=_TOLERANCE)
     away = (used.x - tight.x).float().square().mean().sqrt()
     return {
-        "solver": type(how.get("solver") or flow.solver or Dopri5()).__name__,
+        "solver": type(how.get("solver") or flow.solver or (Midpoint() if "steps" in how else Dopri5())).__name__,
         "nfe": int(used.nfe),
         "adaptive_nfe": int(tight.nfe),
         "tolerance": _TOLERANCE,
@@ -168,12 +175,14 @@ def _bits(run: ImageRun, heldout: Images, rows: int, noises: int, seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     index = _some(heldout, rows, generator)
     exact = math.prod(run.shape) <= _EXACT
-    _, cond = make_job(run.config.flow, heldout.subset(index, flip=False)).take(torch.arange(rows), generator)
+    job = make_job(run.config.flow, heldout.subset(index, flip=False, dequantize=False), noisy=False)
+    _, cond = job.take(torch.arange(rows), generator)
+    home = run.flow.home
     tight: dict[str, Any] = {"solver": Dopri5(), "rtol": _LIKELY, "atol": _LIKELY}
     scored = bits_per_dim(
         run.flow,
-        heldout.levels(index),
-        cond,
+        heldout.levels(index).to(home.device),
+        on_device(cond, home.device),
         noises=noises,
         divergence=Exact() if exact else Hutchinson(1, reverse=True),
         generator=generator,

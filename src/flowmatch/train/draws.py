@@ -15,8 +15,9 @@ each process draws the whole, which costs little beside the network unless image
 need no other rows. There the batch is cut into blocks, as many whatever the number of processes; each block has a seed
 of its own for all that is random in it, and a process draws the blocks in which its rows lie. So the batch is the same
 for any number of processes, and each of them decodes its share. Blocks hold some 16,000 numbers at least, so that small
-rows are drawn whole: cutting them would cost more than it saves. What is shared over the rows, such as stratified
-times, is shared within a block.
+rows are drawn whole: cutting them would cost more than it saves. And a batch has 32 blocks at most, however large its
+rows: images are decoded by threads within a block, which a block of one row would leave idle. What is shared over the
+rows, such as stratified times, is shared within a block.
 
 **Whole data.** A semidiscrete coupling joins source points to the whole data set, not to a batch of it. Its objective
 says so (``whole_data``), and is given all rows at every draw.
@@ -42,6 +43,7 @@ __all__ = ["Draws"]
 _DRAW = 2  # purpose of a seed, see data.py
 _CHANGE = 5  # the same: what is done to a draw afterwards
 _NUMBERS = 2**14  # a block with fewer costs more calls than numbers
+_BLOCKS = 32  # more a batch leave too few rows in each for the threads that decode and for times in strata
 
 
 class Draws:
@@ -213,10 +215,10 @@ class Draws:
         return self.change(draw, torch.Generator().manual_seed(mix(self.seed, _CHANGE, *keys)))
 
     def _count(self) -> int:
-        """Number of blocks of a batch: a power of two that divides it, and a block holds enough numbers."""
+        """Number of blocks of a batch: a power of two that divides it, not too many, and each holds enough numbers."""
         x1, _ = self.data.take(torch.zeros(1, dtype=torch.long), torch.Generator().manual_seed(self.seed))
-        blocks = 1
-        while self.batch_size % (2 * blocks) == 0 and self.batch_size // (2 * blocks) * x1.numel() >= _NUMBERS:
+        blocks, size = 1, self.batch_size
+        while 2 * blocks <= _BLOCKS and size % (2 * blocks) == 0 and size // (2 * blocks) * x1.numel() >= _NUMBERS:
             blocks *= 2
         return blocks
 

@@ -52,7 +52,7 @@ class HeldOut:
     Args:
         objective: what is trained.
         data: the held-out rows.
-        config: options of the run; the seed and the batch size count here.
+        config: options of the run; the seed, the batch size and the parts of a batch count here.
         accelerator: shares the work among the processes.
 
     Raises:
@@ -68,6 +68,8 @@ class HeldOut:
         rows = Batches(len(data), min(len(data), _ROWS), config.seed)(0)
         # A batch has the size of training's, because a coupling's loss depends on it.
         self._chunks = list(rows.split(config.batch_size))
+        # But the network meets no more rows at once than in training, whose memory they were chosen for.
+        self._parts = config.accumulate
         self._generator = torch.Generator()
 
     @torch.no_grad()
@@ -84,10 +86,12 @@ class HeldOut:
                 draw = self.objective.draw(x1, cond=cond, generator=self._generator)
                 size = rows_in(draw)  # fewer than were taken, if the coupling leaves some out
                 rows += size
-                first, last = rank * size // world, (rank + 1) * size // world
-                if first < last:
-                    loss = self.objective.loss(field, rows_of(draw, first, last, device))
-                    total += loss.mean() * (last - first)
+                start, end = rank * size // world, (rank + 1) * size // world
+                for part in range(self._parts):
+                    first, last = (start + place * (end - start) // self._parts for place in (part, part + 1))
+                    if first < last:
+                        loss = self.objective.loss(field, rows_of(draw, first, last, device))
+                        total += loss.mean() * (last - first)
         return float(self.accelerator.reduce(total, "sum")) / rows
 
 

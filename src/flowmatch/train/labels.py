@@ -44,8 +44,8 @@ class LabelDropout:
         empty = null.get("label") if isinstance(null, Mapping) else null
         if not isinstance(empty, int) or isinstance(empty, bool):
             raise InputError(
-                f"label_dropout needs a network with an empty label, and {type(model).__name__} has none; build an "
-                "image network with classes=, or set label_dropout=0"
+                f"label_dropout needs a network with an empty label, and {type(model).__name__} has none; sort "
+                "the images into sub-folders as classes, or set label_dropout=0 (in Python: a network with classes=)"
             )
         self.empty, self.share = empty, share
 

@@ -40,6 +40,12 @@ class Callback:
         (10, 0.5)
     """
 
+    def on_start(self, step: int) -> None:
+        """Before the first step: ``step`` updates were restored, 0 for a fresh run. A run that is refused never starts.
+
+        By now the run is known to go on, so this is where to write what describes it.
+        """
+
     def on_log(self, step: int, metrics: Metrics) -> None:
         """After a line of metrics: ``step`` updates are done."""
 

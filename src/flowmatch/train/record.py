@@ -82,6 +82,11 @@ class Record:
                 board.close()
             self._boards = []
 
+    def started(self, step: int) -> None:
+        """Tell the callbacks that the run goes on from ``step``."""
+        for callback in self._callbacks if self._writes else ():
+            callback.on_start(step)
+
     def log(self, step: int, metrics: Metrics) -> None:
         """Add a line to the history, the files and the callbacks."""
         self.history.append({"step": step, **metrics})

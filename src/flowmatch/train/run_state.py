@@ -18,7 +18,15 @@ from flowmatch.train.lowest import Lowest
 from flowmatch.train.meter import Meter
 from flowmatch.train.posthoc import Posthoc
 from flowmatch.train.precision import Precision
-from flowmatch.train.state import load_model, load_optimizer, load_rng, model_tensors, optimizer_tensors, rng_tensors
+from flowmatch.train.state import (
+    load_model,
+    load_optimizer,
+    load_rng,
+    model_tensors,
+    optimizer_tensors,
+    rng_tensors,
+    seed_rng,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -74,6 +82,10 @@ class RunState:
         if self.lowest is not None and lowest is not None:
             groups["lowest"] = self.lowest.tensors
         return groups, {"meter": self.meter.state(), "lowest": lowest, "scaler": self.precision.state()}
+
+    def seed_rng(self, step: int) -> None:
+        """Seed this process's generators for a run that starts at ``step`` without a checkpoint."""
+        seed_rng(self.accelerator, self.seed, step)
 
     def restore(self, found: Checkpoint) -> None:
         """Put back what :meth:`save` gave, by any number of processes, sharded or not.

@@ -21,9 +21,9 @@ from flowmatch.train.shards import fill, gathered, is_sharded, shard_like
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["load_model", "load_optimizer", "load_rng", "model_tensors", "optimizer_tensors", "rng_tensors"]
+__all__ = ["load_model", "load_optimizer", "load_rng", "model_tensors", "optimizer_tensors", "rng_tensors", "seed_rng"]
 
-_RANK = 4  # purpose of a seed, see data.py: the generators of a process that joined a run later
+_RANK = 4  # purpose of a seed, see data.py: the generators of a process that starts or joins a run
 
 _SCALAR = torch.zeros(())  # shape and type of AdamW's counter of steps
 
@@ -91,15 +91,20 @@ def rng_tensors(accelerator: Accelerator) -> dict[str, Tensor]:
     return {name: accelerator.gather(state[None].to(accelerator.device)) for name, state in states.items()}
 
 
+def seed_rng(accelerator: Accelerator, seed: int, step: int) -> None:
+    """Seed this process's global generators by the run, the step and its number, so that no two share their masks."""
+    start = mix(seed, _RANK, step, accelerator.process_index)
+    torch.set_rng_state(torch.Generator().manual_seed(start).get_state())
+    if accelerator.device.type == "cuda":
+        state = torch.Generator(accelerator.device).manual_seed(start).get_state()
+        torch.cuda.set_rng_state(state, accelerator.device)
+
+
 def load_rng(accelerator: Accelerator, tensors: Mapping[str, Tensor], seed: int, step: int) -> None:
     """Put back this process's states; one that was not there before is seeded by the run, the step and its number."""
     rank = accelerator.process_index
+    seed_rng(accelerator, seed, step)
     if rank >= len(tensors["cpu"]):
-        start = mix(seed, _RANK, step, rank)
-        torch.set_rng_state(torch.Generator().manual_seed(start).get_state())
-        if accelerator.device.type == "cuda":
-            state = torch.Generator(accelerator.device).manual_seed(start).get_state()
-            torch.cuda.set_rng_state(state, accelerator.device)
         return
     # Cloned, because torch reads a state as if it lay at the aligned start of its memory: a row of a larger tensor,
     # which is a view, ends the process with a segmentation fault (torch 2.13).

@@ -25,7 +25,8 @@ all the Accelerators of a process. With ``config.shard`` every process holds a s
 A stopped run continues bit for bit: weights, moments, averages, the loss scale and PyTorch's generators come from the
 checkpoint, and the order of the data needs no state at all. It may go on with another number of processes, sharded or
 not, and then gives the same model up to rounding. The generators of a process, which only dropout uses, are then those
-of the process of its number; one that is new is seeded by the run's seed, the step and its number.
+of the process of its number; one that is new is seeded by the run's seed, the step and its number, as all of them are
+when a run starts. The caller's generators are put back when the run ends, however it does.
 """
 
 from __future__ import annotations
@@ -188,9 +189,15 @@ class Trainer:
             InputError: nothing to resume, a foreign checkpoint, a run in the way, a disc that is full, or a loss that
                 is not finite. The checkpoints that are there stay.
         """
+        device = self.accelerator.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return self._fit(resume)
+
+    def _fit(self, resume: bool) -> TrainResult:
         config, field = self.config, self._precision.field(self.model)
         self._start(self.record.find(resume))
         with self.record.running(self.step), self._draws:
+            self.record.started(self.step)
             for step in range(self.step, config.steps):
                 self._set_rate(config.rate(step))
                 with self._meter.waiting():
@@ -303,7 +310,9 @@ class Trainer:
 
     def _start(self, found: Checkpoint | None) -> None:
         """Put back what was saved, if there is something, and start the clock."""
-        if found is not None:
+        if found is None:
+            self._state.seed_rng(self.step)
+        else:
             self._state.restore(found)
             self.step = found.step
         if self._posthoc is not None:

@@ -254,3 +254,37 @@ def test_fashion_mnist_is_its_own_bytes():
     small = load_images(FASHION, split="test", size=14, resample="box")
     mean = raw.reshape(10_000, 14, 2, 14, 2).astype(int).sum((2, 4)) / 4
     assert np.array_equal(small.levels()[:, 0].numpy(), np.floor(mean + 0.5))
+
+
+# Fewer rows
+
+
+@pytest.mark.parametrize("array", [COLOUR, first(COLOUR), GREY], ids=lambda a: a.shape)
+@pytest.mark.parametrize("options", [{}, {"size": 3, "resample": "box"}, {"channels": 1}, {"memory": 100}], ids=str)
+def test_rows_of_an_array_are_spread_over_it_whether_it_is_mapped_or_not(tmp_path, array, options):
+    np.savez(tmp_path / "a.npz", images=array, labels=LABELS)
+    np.save(tmp_path / "a.npy", array)
+    np.save(tmp_path / "few.npy", array[[0, 1, 2]])
+    np.save(tmp_path / "two.npy", array[[0, 2]])
+    for rows, name in ((3, "few"), (2, "two")):
+        want = load_images(tmp_path / f"{name}.npy", **options)
+        found = load_images(tmp_path / "a.npy", rows=rows, **options)
+        assert found.fingerprint == want.fingerprint
+        assert torch.equal(found.levels(), want.levels())
+    if "memory" not in options:
+        packed = load_images(tmp_path / "a.npz", rows=2, **options)
+        assert torch.equal(packed.levels(), want.levels())
+        assert packed.labels.tolist() == LABELS[[0, 2]].tolist()
+
+
+def test_the_images_chosen_of_a_mapped_array_need_no_memory(tmp_path):
+    np.save(tmp_path / "a.npy", COLOUR)
+    found = load_images(tmp_path / "a.npy", rows=2, memory=0)
+    assert "in memory" not in repr(found)
+    assert np.array_equal(found.levels().numpy(), first(COLOUR[[0, 2]]))
+
+
+def test_rows_of_labels_that_do_not_fit_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", images=COLOUR, labels=LABELS[:3])
+    with pytest.raises(InputError, match="has 3 labels for 4 images; one each is needed"):
+        load_images(tmp_path / "a.npz", rows=2)

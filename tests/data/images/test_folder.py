@@ -90,7 +90,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(InputError, match=r"no images in .*; it holds 'a.txt'"):
         load_images(tmp_path)
     save(tmp_path / "one" / "a.png", pixels(1)[0])
-    with pytest.raises(InputError, match="has 1 image; at least 2 are needed to train on"):
+    with pytest.raises(InputError, match="has 1 image; at least 2 are needed"):
         load_images(tmp_path / "one")
     with pytest.raises(InputError, match="is one image; give its folder, .*one"):
         load_images(tmp_path / "one" / "a.png")
@@ -136,11 +136,12 @@ def test_mixed_sizes_need_a_size(tmp_path):
     assert load_images(tmp_path, size=5).shape == (3, 5, 5)
 
 
-def test_rows_are_the_first(tmp_path):
+@pytest.mark.parametrize(("rows", "places"), [(2, [0, 2]), (3, [0, 1, 3]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3, 4])])
+def test_rows_are_spread_over_the_source(tmp_path, rows, places):
     array = pixels(5)
     for number, image in enumerate(array):
         save(tmp_path / f"{number}.png", image)
-    assert np.array_equal(load_images(tmp_path, rows=3).levels().numpy(), first(array[:3]))
+    assert np.array_equal(load_images(tmp_path, rows=rows).levels().numpy(), first(array[places]))
     with pytest.raises(InputError, match="rows=9 asked for, but .* has 5; leave rows out"):
         load_images(tmp_path, rows=9)
 
@@ -160,3 +161,37 @@ def test_bad_options(tmp_path, options, message):
     save(tmp_path / "b.png", pixels(1)[0])
     with pytest.raises(InputError, match=message):
         load_images(tmp_path, **options)
+
+
+def test_rows_of_a_folder_that_is_sorted_by_class_are_of_all_classes(tmp_path):
+    for number, image in enumerate(pixels(12)):
+        save(tmp_path / ["cat", "dog", "emu"][number // 4] / f"{number:02d}.png", image)
+    images = load_images(tmp_path, rows=6)
+    assert images.counts == {"cat": 2, "dog": 2, "emu": 2}
+    lazy = load_images(tmp_path, rows=6, memory=0)
+    assert np.array_equal(lazy.levels().numpy(), images.levels().numpy())
+    (tmp_path / "dog" / "04.png").write_bytes(b"")
+    assert [name for name, _ in load_images(tmp_path, rows=6).damaged] == ["dog/04.png"]
+
+
+def test_one_image_will_do_where_it_is_said(tmp_path):
+    array = pixels(3)
+    save(tmp_path / "one" / "a.png", array[0])
+    assert np.array_equal(load_images(tmp_path / "one", least=1).levels().numpy(), first(array[:1]))
+    with pytest.raises(InputError, match="one has 1 image; at least 2 are needed"):
+        load_images(tmp_path / "one")
+    for number, image in enumerate(array):
+        save(tmp_path / "more" / f"{number}.png", image)
+    assert len(load_images(tmp_path / "more", rows=1, least=1)) == 1
+    with pytest.raises(InputError, match="more has 3 images; at least 4 are needed"):
+        load_images(tmp_path / "more", least=4)
+    with pytest.raises(InputError, match="rows must be at least 2, got 1"):
+        load_images(tmp_path / "more", rows=1)
+    with pytest.raises(InputError, match="least must be at least 1, got 0"):
+        load_images(tmp_path / "more", least=0)
+    for number in range(3):
+        (tmp_path / "more" / f"{number}.png").write_bytes(b"")
+    save(tmp_path / "more" / "0.png", array[0])
+    assert len(load_images(tmp_path / "more", least=1)) == 1
+    with pytest.raises(InputError, match="only 1 of 3 images of .* can be read; at least 2 are needed"):
+        load_images(tmp_path / "more")

@@ -168,6 +168,31 @@ def test_a_stream_is_taken_as_far_as_asked(kind):
         load_images(stream)
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("form", [list, tuple])
+def test_rows_of_known_number_are_spread(form, kind):
+    rows = form({"picture": MAKERS[kind](image), "label": label} for image, label in zip(ARRAY, LABELS, strict=True))
+    found = load_images(rows, rows=3)
+    assert np.array_equal(found.levels().numpy(), first(ARRAY[[0, 2, 4]]))
+    assert found.labels.tolist() == [LABELS[place] for place in (0, 2, 4)]
+    with pytest.raises(InputError, match=f"rows=9 asked for, but {form.__name__} has 6"):
+        load_images(rows, rows=9)
+
+
+def test_a_set_is_asked_for_its_rows_and_damage_is_told_by_their_numbers():
+    class Set(list):
+        features = Stream.features
+
+        def select(self, places):
+            return Set(self[place] for place in places)
+
+    rows = Set({"picture": png(image), "label": label} for image, label in zip(ARRAY, LABELS, strict=True))
+    rows[4]["picture"] = b"x"
+    found = load_images(rows, rows=3)
+    assert found.classes == ("cat", "dog")
+    assert [name for name, _ in found.damaged] == ["row 4"]
+
+
 def test_streams_that_end_fail_or_are_no_images():
     with pytest.raises(InputError, match="rows=9 asked for, but Stream has 6"):
         load_images(Stream(png, endless=False), rows=9)

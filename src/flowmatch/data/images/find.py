@@ -1,9 +1,14 @@
-"""Which kind of source it is, told by names and folders; what it holds, not yet decoded."""
+r"""Which kind of source it is, told by names and folders; what it holds, not yet decoded.
+
+**Fewer rows.** Sources are often sorted by class, so the first rows would be the first classes. Image ``k`` of ``n``
+out of ``N`` is number :math:`\lfloor k N / n \rfloor`: spread evenly, the same at every call, in the source's order.
+Only of a stream, whose length nobody knows, the first are taken.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmatch.data.frames import did_you_mean
-from flowmatch.data.images.arrays import read_npy, read_npz
+from flowmatch.data.images.arrays import channels_first, read_npy, read_npz
 from flowmatch.data.images.decode import DamagedError, decode, natural_channels, pillow
 from flowmatch.data.images.folder import SUFFIXES, list_folder
 from flowmatch.data.images.hugging import (
@@ -56,11 +61,20 @@ class Found:
     def __len__(self) -> int:
         return len(self.images.names) if isinstance(self.images, Pictures) else len(self.images)
 
-    def first(self, rows: int) -> Found:
-        """The first ``rows`` images."""
-        images = self.images
-        few = Pictures(images.names[:rows], images.open) if isinstance(images, Pictures) else images[:rows]
-        return replace(self, images=few, labels=None if self.labels is None else self.labels[:rows])
+    def spread(self, rows: int, source: str) -> Found:
+        """So many images, evenly spaced.
+
+        Raises:
+            InputError: the source is an array on disc, and not of images.
+        """
+        if rows == len(self):
+            return self
+        places, images, labels = _spaced(len(self), rows), self.images, self.labels
+        few = _on_disc(images, source) if isinstance(images, np.memmap) else images
+        few = _chosen(few, places) if isinstance(few, Pictures) else few[places]
+        if labels is not None:
+            labels = labels[places] if isinstance(labels, np.ndarray) else [labels[place] for place in places]
+        return Found(few, labels, self.classes, self.ignored)
 
 
 def find_images(path: Path, source: str, split: str | None, column: str | None, labels: bool | str) -> Found:
@@ -143,6 +157,12 @@ def find_given(
     if not hasattr(rows, "__iter__"):
         raise InputError(f"a {type(rows).__name__} is no source of images; {_FORMS}")
     pillow()
+    places = None
+    if limit is not None and hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and limit < len(rows):
+        places = _spaced(len(rows), limit)
+        # A set's own way keeps what it knows of its columns.
+        own = hasattr(rows, "features") and hasattr(rows, "select")
+        rows = rows.select(places) if own else map(rows.__getitem__, places)
     used = 0
 
     def keep(value: Any) -> Any:
@@ -169,7 +189,27 @@ def find_given(
             return _as_image(value[0] if len(value) == 1 else np.ascontiguousarray(value.transpose(1, 2, 0)))
         return opened_cell(value)
 
-    return _of_rows(found._replace(pictures=Pictures(found.pictures.names, opened)))
+    shown = found.pictures.names if places is None else tuple(f"row {place}" for place in places)
+    return _of_rows(found._replace(pictures=Pictures(shown, opened)))
+
+
+def _spaced(count: int, rows: int) -> list[int]:
+    return [place * count // rows for place in range(rows)]
+
+
+def _chosen(pictures: Pictures, places: list[int]) -> Pictures:
+    return Pictures(tuple(pictures.names[place] for place in places), lambda number: pictures.open(places[number]))
+
+
+def _on_disc(array: NDArray[Any], source: str) -> Pictures:
+    """Images of a mapped array, each read when it is opened: a copy of those chosen may not fit into memory."""
+    view = channels_first(array, source)
+
+    def opened(number: int) -> Any:
+        image = view(array[number : number + 1])[0]
+        return _as_image(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+
+    return Pictures(tuple(f"image {number}" for number in range(len(array))), opened)
 
 
 def _as_image(value: Any) -> Any:

@@ -20,7 +20,7 @@ from flowmatch.data.images.labels import check_names
 from flowmatch.data.images.stores import Pictures
 from flowmatch.errors import InputError
 
-__all__ = ["SUFFIXES", "Folder", "choose_split", "list_folder"]
+__all__ = ["SUFFIXES", "Folder", "choose_split", "is_hidden", "is_split", "list_folder"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
 """Extensions of the files that are taken for images, in any case of letters."""
@@ -57,6 +57,11 @@ def choose_split(names: list[str], split: str | None, source: str) -> str:
     return wanted
 
 
+def is_split(name: str) -> bool:
+    """Whether a folder of this name may be a part of a data set instead of a class."""
+    return name.lower() in _SPLITS
+
+
 def list_folder(path: Path, source: str, split: str | None = None, labels: bool = True) -> Folder:
     """Find the images of a folder; nothing is opened.
 
@@ -70,7 +75,7 @@ def list_folder(path: Path, source: str, split: str | None = None, labels: bool 
         InputError: no images, a class without any, images beside class folders, class names that are told apart by
             case only, or no such split.
     """
-    inner = sorted(item.name for item in path.iterdir() if item.is_dir() and not _hidden(item.name))
+    inner = sorted(item.name for item in path.iterdir() if item.is_dir() and not is_hidden(item.name))
     if inner and (set(map(str.lower, inner)) <= _SPLITS or (split is not None and split in inner)):
         return list_folder(path / choose_split(inner, split, source), f"{source} ({split or 'train'})", None, labels)
     if split is not None:
@@ -110,7 +115,7 @@ def _walk(root: Path) -> Iterator[str]:
         if real in above:
             return  # a link to a folder that it lies in
         with os.scandir(folder) as items:
-            entries = sorted((item for item in items if not _hidden(item.name)), key=lambda item: item.name)
+            entries = sorted((item for item in items if not is_hidden(item.name)), key=lambda item: item.name)
         for item in entries:
             if item.is_dir():
                 yield from below(item.path, f"{prefix}{item.name}/", (*above, real))
@@ -120,5 +125,6 @@ def _walk(root: Path) -> Iterator[str]:
     return below(str(root), "", ())
 
 
-def _hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over."""
     return name.startswith(".") or name == "__MACOSX"

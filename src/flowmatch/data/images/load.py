@@ -34,6 +34,7 @@ def load_images(
     classes: Sequence[str] | None = None,
     column: str | None = None,
     rows: int | None = None,
+    least: int = 2,
     resample: Resample = "lanczos",
     flip: bool = False,
     dequantize: bool = False,
@@ -53,7 +54,9 @@ def load_images(
         labels: whether to read the classes; the name of their column or array where it is not clear.
         classes: names that whole-numbered labels stand for.
         column: name of the column or array of images where it is not clear.
-        rows: the first so many images only; needed for a stream, which has no end to wait for.
+        rows: so many images only, spread evenly over the source, which may be sorted by class: of ``N`` images the
+            numbers ``floor(k N / rows)``. Of a stream the first, and it needs them, as it has no end to wait for.
+        least: fewest images that will do; two are needed to train on.
         resample: ``"lanczos"``, ``"bicubic"`` or ``"box"``, see :mod:`flowmatch.data.images.resize`; the box over a
             whole number of pixels is exact mean pooling.
         flip: mirror each image left to right with probability 1/2 when it is taken.
@@ -63,7 +66,7 @@ def load_images(
         workers: threads that decode; the cores of this process by default.
 
     Returns:
-        The :class:`Images`, two at least.
+        The :class:`Images`, ``least`` of them or more.
 
     Raises:
         InputError: nothing is there, it holds no images or cannot be read, sizes differ without ``size``, or an image
@@ -80,8 +83,10 @@ def load_images(
     sides, workers = check_size(size, resample), count_workers(workers)
     if channels not in (None, 1, 3):
         raise InputError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
-    if rows is not None and rows < 2:
-        raise InputError(f"rows must be at least 2, got {rows}")
+    if least < 1:
+        raise InputError(f"least must be at least 1, got {least}")
+    if rows is not None and rows < least:
+        raise InputError(f"rows must be at least {least}, got {rows}")
     if memory < 0:
         raise InputError(f"memory must be a number of bytes, got {memory}")
     if isinstance(source, str | Path):
@@ -94,17 +99,19 @@ def load_images(
         found = find_given(source, rows, column, labels, sides, channels, resample, memory)
     if rows is not None and rows > len(found):
         raise InputError(f"rows={rows} asked for, but {name} has {len(found)}; leave rows out to have them all")
-    found = found if rows is None else found.first(rows)
-    if len(found) < 2:
-        raise InputError(f"{name} has {len(found)} image{'s' * (len(found) != 1)}; at least 2 are needed to train on")
+    if found.labels is not None and len(found.labels) != len(found):
+        raise InputError(f"{name} has {len(found.labels)} labels for {len(found)} images; one each is needed")
+    found = found if rows is None else found.spread(rows, name)
+    if len(found) < least:
+        raise InputError(f"{name} has {len(found)} image{'s' * (len(found) != 1)}; {_needed(least)}")
     numbers, names = _classes(found, classes, name)
     if isinstance(found.images, Pictures):
         read = read_pictures(found.images, name, sides, channels, resample, strict, memory, workers)
     else:
         store = array_store(found.images, name, sides, channels, resample, memory, workers)
         read = Read(store, np.arange(len(store)), ())
-    if len(read.kept) < 2:
-        raise InputError(f"only {len(read.kept)} of {len(found)} images of {name} can be read; at least 2 are needed")
+    if len(read.kept) < least:
+        raise InputError(f"only {len(read.kept)} of {len(found)} images of {name} can be read; {_needed(least)}")
     if numbers is not None:
         lost = np.setdiff1d(numbers, numbers[read.kept])
         if len(lost):
@@ -112,6 +119,10 @@ def load_images(
         numbers = numbers[read.kept]
     report = ImageReport(name, len(read.kept), read.damaged, found.ignored)
     return Images(read.store, numbers, names or None, flip, dequantize, report)
+
+
+def _needed(least: int) -> str:
+    return f"at least {least} {'is' if least == 1 else 'are'} needed"
 
 
 def _classes(
@@ -122,6 +133,4 @@ def _classes(
         if names is not None:
             raise InputError(f"{source} has no labels, so classes= has nothing to name; leave it out")
         return None, ()
-    if len(found.labels) != len(found):
-        raise InputError(f"{source} has {len(found.labels)} labels for {len(found)} images; one each is needed")
     return class_numbers(found.labels, source, found.classes if names is None else names)
