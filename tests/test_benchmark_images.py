@@ -17,7 +17,7 @@ import flowmatch as fm
 from benchmarks.images import _check_same, _steps, main
 from benchmarks.images.judge import choose_average, choose_sampler
 from benchmarks.images.loop import rate
-from benchmarks.images.ours import RECIPES, Mixed, draw_seconds, samplers, train
+from benchmarks.images.ours import RECIPES, draw_seconds, samplers, train
 from benchmarks.images.peers import PACKAGES
 from benchmarks.images.world import Plan
 from flowmatch.data.images import Images
@@ -94,14 +94,6 @@ def test_every_recipe_trains_and_keeps_two_kinds_of_weights():
             key for key, value in weights["last"].items() if not torch.equal(value, world.network(0).state_dict()[key])
         ]
         assert moved
-
-
-def test_mixed_times_have_the_law_of_both():
-    t = Mixed(fm.Power(4.0), fm.Uniform(), 0.25)(200_000, torch.Generator().manual_seed(0), None, torch.float64)
-    assert t.dtype == torch.float64
-    for bound in (0.2, 0.5, 0.9):
-        wanted = 0.25 * bound**5 + 0.75 * bound
-        assert float((t < bound).double().mean()) == pytest.approx(wanted, abs=5 * 0.5 / 200_000**0.5)
 
 
 def test_a_slower_draw_and_an_overhead_of_ours_cost_steps():

@@ -12,7 +12,7 @@ from scipy import integrate, stats
 
 import flowmatch as fm
 from flowmatch import times
-from flowmatch.times import Beta, LogitNormal, Mode, Power, Shifted, Stratified, Uniform
+from flowmatch.times import Beta, LogitNormal, Mixed, Mode, Power, Shifted, Stratified, Uniform
 from flowmatch.times.base import TimesLaw
 from tests.problems import seeded, z_scores
 
@@ -28,6 +28,8 @@ LAWS = {
     "beta": Beta(2.0, 3.5),
     "beta-ends": Beta(0.5, 0.7, low=1e-3, high=0.99),
     "beta-wide": Beta(40.0, 1.0),
+    "mixed": Mixed([LogitNormal(), Power(4.0)], [0.7, 0.3]),
+    "mixed-part": Mixed([Uniform(0.1, 0.8), Power(1.0, 0.1, 0.8), Mode(low=0.1, high=0.8)], [0.2, 0.5, 0.3]),
     "shifted": Shifted(),
     "shifted-logit-normal": Shifted(LogitNormal(0.3, low=0.05, high=0.95), 0.4),
     "shifted-twice": Shifted(Shifted(Uniform(0.1, 0.8), 2.0), 1.5),
@@ -272,7 +274,10 @@ def test_stratified_draws_one_time_in_each_cell(n):
         assert torch.equal(cells.sort().values, torch.arange(n, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
+SIMPLE = {name: law for name, law in LAWS.items() if not isinstance(law, Mixed)}
+
+
+@pytest.mark.parametrize("law", SIMPLE.values(), ids=SIMPLE.keys())
 def test_stratified_draws_one_time_in_each_cell_of_a_law(law):
     n = 64
     edges = law.quantile(torch.linspace(0, 1, n + 1, dtype=torch.float64))
@@ -280,6 +285,21 @@ def test_stratified_draws_one_time_in_each_cell_of_a_law(law):
     cells = torch.searchsorted(edges, t, right=True) - 1
     assert torch.equal(cells.sort().values, torch.arange(n))
     assert not torch.equal(cells, torch.arange(n))
+
+
+def test_a_stratified_mixture_has_the_strata_of_its_laws():
+    """Of 64 times, 16 and 48 are of the two laws, one in each cell of its own: their means hardly vary."""
+    mixed, n, f = Mixed([Power(1.0), LogitNormal()], [0.25, 0.75]), 64, lambda t: torch.exp(-3 * t)
+    generator = seeded()
+    drawn = {
+        name: torch.stack([f(law(n, generator=generator)).mean() for _ in range(400)])
+        for name, law in (("single", mixed), ("stratified", Stratified(base=mixed)))
+    }
+    t = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    true = torch.trapezoid(mixed.density(t) * f(t), t)
+    for means in drawn.values():
+        assert abs(float(means.mean() - true)) < 5 * float(means.std()) / 20
+    assert drawn["stratified"].var() < drawn["single"].var() / 50
 
 
 def test_stratified_order_is_random():
@@ -329,6 +349,9 @@ def test_an_impossible_interval_is_refused(kind, low, high):
     [
         (lambda: LogitNormal(0.0, 0.0), "needs a finite mean and std > 0, got mean=0.0 and std=0.0"),
         (lambda: LogitNormal(math.nan), "needs a finite mean and std > 0, got mean=nan"),
+        (lambda: Mixed([Uniform()], [0.5, 0.5]), "a weight for each of its laws, got 1 laws and 2 weights"),
+        (lambda: Mixed([Uniform(), Power(1.0)], [0.5, 0.6]), "positive with sum 1, got .0.5, 0.6."),
+        (lambda: Mixed([Uniform(), Uniform(0.1, 1.0)], [0.5, 0.5]), "one interval, got .0.0, 1.0., .0.1, 1.0."),
         (lambda: Mode(1.76), "scale between -1 and 2/.pi - 2. = 1.7519, got 1.76"),
         (lambda: Mode(-1.0), "scale between -1 and"),
         (lambda: Power(-1.0), "exponent above -1, got -1.0"),

@@ -44,7 +44,7 @@ from benchmarks.images.peers import Sampler
 from benchmarks.images.world import World
 from flowmatch.train import Draws, TrainConfig, Trainer
 
-__all__ = ["RECIPES", "Mixed", "Recipe", "draw_seconds", "objective_of", "path_of", "samplers", "train"]
+__all__ = ["RECIPES", "Recipe", "draw_seconds", "objective_of", "path_of", "samplers", "train"]
 
 
 @dataclass(frozen=True)
@@ -66,32 +66,8 @@ class Recipe:
     average: float = AVERAGES[-1]
 
 
-class Mixed:
-    """Times of one law or of another.
-
-    Args:
-        first: a law of times.
-        second: another.
-        share: probability of the first.
-    """
-
-    def __init__(self, first: Any, second: Any, share: float) -> None:
-        self.first, self.second, self.share = first, second, share
-
-    def __call__(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """Draw ``n`` times, shape ``(n,)``."""
-        chosen = fm.Uniform()(n, generator, device) < self.share
-        return torch.where(chosen, *(law(n, generator, device, dtype) for law in (self.first, self.second)))
-
-
 RECIPES = {
-    "ours": Recipe(fm.ExactOT, lambda: Mixed(fm.LogitNormal(), fm.Power(4.0), 0.7), pool=64),
+    "ours": Recipe(fm.ExactOT, lambda: fm.Mixed([fm.LogitNormal(), fm.Power(4.0)], [0.7, 0.3]), pool=64),
     "ours-logit": Recipe(fm.ExactOT, fm.LogitNormal, pool=64),
     "ours-uniform": Recipe(fm.ExactOT, pool=64),
     "condot": Recipe(),

@@ -95,7 +95,7 @@ from flowmatch.solvers import (
     uniform_grid,
 )
 from flowmatch.sources import Empirical, Normal
-from flowmatch.times import Beta, LogitNormal, Mode, Power, Shifted, Stratified, Uniform
+from flowmatch.times import Beta, LogitNormal, Mixed, Mode, Power, Shifted, Stratified, Uniform
 
 __version__ = "0.1.0"
 
@@ -156,6 +156,7 @@ __all__ = [
     "Midpoint",
     "MinSNR",
     "MixtureField",
+    "Mixed",
     "Mode",
     "Normal",
     "Observed",

@@ -16,7 +16,8 @@ which interval it is regular; :class:`~flowmatch.FlowMatching` uses it by defaul
 
 from flowmatch.times.beta import Beta
 from flowmatch.times.laws import LogitNormal, Mode, Power
+from flowmatch.times.mixed import Mixed
 from flowmatch.times.shifted import Shifted
 from flowmatch.times.uniform import Stratified, Uniform
 
-__all__ = ["Beta", "LogitNormal", "Mode", "Power", "Shifted", "Stratified", "Uniform"]
+__all__ = ["Beta", "LogitNormal", "Mixed", "Mode", "Power", "Shifted", "Stratified", "Uniform"]

@@ -31,6 +31,10 @@ class TimesLaw(ABC):
     def _density(self, t: Tensor) -> Tensor:
         """Density on [0, 1]; ``t`` is float64, and in the closed interval."""
 
+    def _place(self, u: Tensor) -> Tensor:
+        """Any map that makes uniform ``u`` times of the law; strata of ``u`` become strata of times."""
+        return self._quantile(u)
+
     def _draw(self, n: int, generator: torch.Generator | None, device: torch.device | str | None) -> Tensor:
         """Independent draws on [0, 1], float64."""
         return self._quantile(rand((n,), generator, device, torch.float64))

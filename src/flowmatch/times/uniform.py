@@ -94,6 +94,9 @@ class Stratified(TimesLaw):
     def _quantile(self, u: Tensor) -> Tensor:
         return u if self.base is None else self.base._quantile(u)
 
+    def _place(self, u: Tensor) -> Tensor:
+        return u if self.base is None else self.base._place(u)
+
     def _density(self, t: Tensor) -> Tensor:
         return torch.ones_like(t) if self.base is None else self.base._density(t)
 
@@ -111,7 +114,7 @@ class Stratified(TimesLaw):
         unit = (cell + inside) / max(n, 1)
         if self.base is None:
             return _below(onto(unit.to(inside.dtype), self.low, self.high), self.high)
-        return within(onto(self.base._quantile(unit), self.low, self.high), self.low, self.high, dtype)
+        return within(onto(self.base._place(unit), self.low, self.high), self.low, self.high, dtype)
 
 
 def _below(t: Tensor, high: float) -> Tensor:
