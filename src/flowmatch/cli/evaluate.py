@@ -10,6 +10,7 @@ import typer
 from flowmatch.cli.devices import DeviceOption, device_of
 from flowmatch.cli.errors import reported, say
 from flowmatch.cli.evaluate_images import Compared, evaluate_images, in_one_line
+from flowmatch.cli.options import refuse_for_tables
 from flowmatch.cli.sample import animate
 from flowmatch.cli.solving import RtolOption, SolverOption, StepsOption, solving
 from flowmatch.cli.working import Working
@@ -80,10 +81,8 @@ def evaluate(
         wanted = Compared(samples, split, features, guidance, noises, likelihood_rows, seed, data)
         evaluate_images(opened, wanted, HOW if left_open else how, quiet)
         return
-    told = {"--split": split, "--features": features, "--guidance": guidance}
-    foreign = [name for name, value in told.items() if value is not None] + ["--noises"] * (noises != 1)
-    if foreign:
-        raise InputError(f"{', '.join(foreign)}: for runs of images alone, and {run} is one of a table; leave it out")
+    foreign = {"--split": split, "--features": features, "--guidance": guidance}
+    refuse_for_tables(run, {**foreign, "--noises": None if noises == 1 else noises})
     if gif and opened.codec.dim != 2:
         raise InputError(f"--gif needs a run of two columns, this one has {opened.codec.dim}")
     train, heldout = opened.split(data)

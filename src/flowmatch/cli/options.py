@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 
-__all__ = ["given_options", "with_options"]
+from flowmatch.errors import InputError
+
+__all__ = ["given_options", "refuse_for_tables", "with_options"]
 
 
 def with_options(**models: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -49,6 +52,21 @@ def with_options(**models: type[BaseModel]) -> Callable[[Callable[..., Any]], Ca
 def given_options(model: type[BaseModel], options: dict[str, Any]) -> dict[str, Any]:
     """The fields of ``model`` that the user set, by name."""
     return {name: options[name] for name in model.model_fields if options.get(name) is not None}
+
+
+def refuse_for_tables(run: Path, given: dict[str, Any]) -> None:
+    """Raise if options of images were given for a run of a table.
+
+    Args:
+        run: its folder.
+        given: the options by flag, ``None`` where left open.
+
+    Raises:
+        InputError: one of them was given.
+    """
+    told = [flag for flag, value in given.items() if value is not None]
+    if told:
+        raise InputError(f"{', '.join(told)}: for runs of images alone, and {run} is one of a table; leave it out")
 
 
 def _annotation(name: str, field: Any, panel: str) -> Any:

@@ -10,6 +10,7 @@ import typer
 
 from flowmatch.cli.devices import DeviceOption, device_of
 from flowmatch.cli.errors import reported, say
+from flowmatch.cli.options import refuse_for_tables
 from flowmatch.cli.sample_images import Wanted, sample_images
 from flowmatch.cli.solving import NfeOption, RtolOption, SolverOption, StepsOption, solving
 from flowmatch.cli.tables import check_target, write_table
@@ -162,10 +163,7 @@ def sample(
         sample_images(opened, wanted, target, HOW if left_open else how, quiet)
         return
     foreign = {"--guidance": guidance, "--interval": interval, "--input": images, "--mask": mask, "--data": data}
-    foreign |= {"--sheet-columns": sheet_columns}
-    told = [name for name, value in foreign.items() if value is not None]
-    if told:
-        raise InputError(f"{', '.join(told)}: for runs of images alone, and {run} is one of a table; leave it out")
+    refuse_for_tables(run, {**foreign, "--sheet-columns": sheet_columns})
     n, batch = 1000 if n is None else n, batch or 10_000
     target = out or run / "samples.csv"
     check_target(target, overwrite or out is None)

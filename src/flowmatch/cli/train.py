@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +10,15 @@ import typer
 from flowmatch.cli.errors import note, reported, say
 from flowmatch.cli.options import given_options, with_options
 from flowmatch.cli.progress import TrainingProgress
+from flowmatch.cli.starting import check_unchanged, is_main, merged, prepare
 from flowmatch.cli.train_images import dry_run, train_images
 from flowmatch.data import load_table
 from flowmatch.errors import InputError
 from flowmatch.recipes import FlowConfig, ImageConfig, ImageDataConfig, MatchingConfig, RunConfig, train_run
-from flowmatch.recipes.folder import check_folder, mapping, prepare_folder, read_options
+from flowmatch.recipes.folder import check_folder, mapping, read_options
 from flowmatch.recipes.kinds import kind_of_run, kind_of_source
 from flowmatch.recipes.paper import recipe as options_of
-from flowmatch.recipes.runs import read_config
-from flowmatch.train import TrainConfig, join_processes
+from flowmatch.train import TrainConfig
 
 __all__ = ["train"]
 
@@ -126,7 +125,7 @@ def _train_table(chosen: dict[str, Any], out: Path | None, *, resume: bool, over
         run_config = RunConfig.choose(chosen, table)
     codec = run_config.codec(table)  # before anything is written or replaced
     out = out or _usual({"data": run_config.data})
-    main = int(os.environ.get("RANK", "0")) == 0
+    main = is_main()
     check_folder(out, overwrite=overwrite, resume=resume)
     if main and not quiet:
         _announce(run_config, table, out)
@@ -154,26 +153,10 @@ def _train_table(chosen: dict[str, Any], out: Path | None, *, resume: bool, over
 
 def _resumed(chosen: dict[str, Any], out: Path) -> RunConfig:
     """Config of the run to go on with, with what the user gave on top."""
-    prepare_folder(out, resume=True)
-    known = read_config(out / "config.yaml")
+    known = RunConfig.read(out / "config.yaml")
     config = RunConfig.parse(merged(known.model_dump(), chosen, ("flow", "train")))
     check_unchanged(known, config, ("rows", "holdout", "condition", "columns", "drop"))
     return config
-
-
-def check_unchanged(known: Any, config: Any, names: tuple[str, ...]) -> None:
-    """Raise where a run to go on with would be given other data: rows held out would then be trained on.
-
-    Raises:
-        InputError: one of the options differs, or the seed, which decides what is held out.
-    """
-    changed = [name for name in names if getattr(known, name) != getattr(config, name)]
-    changed += ["train.seed"] if known.train.seed != config.train.seed else []
-    if changed:
-        raise InputError(
-            f"{', '.join(changed)}: not to be changed when a run goes on, since other rows would be held out; leave it "
-            "out, or start another run"
-        )
 
 
 def _kind(chosen: dict[str, Any], resumed: Path | None) -> str:
@@ -182,7 +165,7 @@ def _kind(chosen: dict[str, Any], resumed: Path | None) -> str:
     if told is not None and told not in PARTS:
         raise InputError(f"--kind must be table or images, got {told!r}")
     if resumed is not None:
-        prepare_folder(resumed, resume=True)
+        check_folder(resumed, resume=True)
         return kind_of_run(resumed)
     if told is not None:
         return str(told)
@@ -208,23 +191,6 @@ def _check_options(kind: str, given: set[str], chosen: dict[str, Any]) -> None:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
         other = "tables" if kind == "images" else "images"
         raise InputError(f"{names}: for {other} alone, and the data are {kind}; leave it out, or say --kind")
-
-
-def merged(first: dict[str, Any], second: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
-    """Two configs, the second of which counts; their parts are merged option by option."""
-    both = {**first, **second}
-    for part in parts:
-        if part in first and part in second:
-            both[part] = {**mapping(first, part), **mapping(second, part)}
-    return both
-
-
-def prepare(out: Path, overwrite: bool, resume: bool) -> None:
-    """Make the run folder ready, by one process alone while the others wait."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        prepare_folder(out, overwrite=overwrite, resume=resume)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        join_processes().wait_for_everyone()
 
 
 def _announce(config: RunConfig, table: Any, out: Path) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 from flowmatch.cli.errors import note, say
 from flowmatch.cli.progress import TrainingProgress
+from flowmatch.cli.starting import check_unchanged, is_main, launched, merged, prepare
 from flowmatch.errors import InputError
 from flowmatch.recipes.estimate import estimate
-from flowmatch.recipes.folder import check_folder, prepare_folder
-from flowmatch.recipes.image_runs import ImageRunConfig, read_image_config, train_image_run
+from flowmatch.recipes.folder import check_folder
+from flowmatch.recipes.image_runs import ImageRunConfig, train_image_run
 from flowmatch.recipes.paper import RECIPES
 from flowmatch.recipes.paper import recipe as options_of
 from flowmatch.recipes.previews import Previews
@@ -22,23 +22,20 @@ __all__ = ["dry_run", "train_images"]
 
 def train_images(chosen: dict[str, Any], out: Path | None, *, resume: bool, overwrite: bool, quiet: bool) -> None:
     """Train on what ``chosen`` names, as ``flowmatch train`` does."""
-    from flowmatch.cli.train import check_unchanged, merged, prepare
-
     if resume:
         assert out is not None
-        prepare_folder(out, resume=True)
-        known = read_image_config(out / "config.yaml")
+        known = ImageRunConfig.read(out / "config.yaml")
         config = ImageRunConfig.parse(merged(known.model_dump(), chosen, ("images", "flow", "train")))
         check_unchanged(known, config, ("rows", "holdout", "images"))
         images = config.load()
     else:
         images = _read(chosen)
-        config = ImageRunConfig.choose(chosen, images, int(os.environ.get("WORLD_SIZE", "1")))
+        config = ImageRunConfig.choose(chosen, images, launched())
         out = out or Path("runs") / Path(config.data).stem
     folder, source = out.resolve(), Path(config.data)
     if source.is_dir() and source in (folder, *folder.parents):
         raise InputError(f"the run folder {out} lies inside the images {source}, and would be read as such; give --out")
-    main = int(os.environ.get("RANK", "0")) == 0
+    main = is_main()
     check_folder(out, overwrite=overwrite, resume=resume)
     if main:
         for line in images.report.lines():
@@ -84,9 +81,8 @@ def dry_run(chosen: dict[str, Any], throughput: float | None) -> None:
         source = f"{known.about}: {count} images"
     else:
         raise InputError("--dry-run needs a folder of images, or a --recipe, which knows its own")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    told = config.images.labels is not False and config.flow.job == "generate" or config.images.labels
-    found = estimate(config.flow, config.train, shape, count, classes if told else 0, processes)
+    told = config.images.learns_labels(config.flow.job)
+    found = estimate(config.flow, config.train, shape, count, classes if told else 0, launched())
     say(f"{source} of {' x '.join(map(str, shape))}, network {config.flow.network}")
     for line in found.lines(throughput):
         say(f"  {line}")

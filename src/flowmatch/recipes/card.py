@@ -9,7 +9,14 @@ if TYPE_CHECKING:
     from flowmatch.recipes.runs import RunConfig
     from flowmatch.train import TrainResult
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "size_and_loss"]
+
+
+def size_and_loss(result: TrainResult, unit: str) -> tuple[int, str]:
+    """Number of parameters, and the last held-out loss in words; ``unit`` is what would be held out."""
+    losses = [line["heldout_loss"] for line in result.history if "heldout_loss" in line]
+    last = f"{losses[-1]:.4f}" if losses else f"not measured (no {unit} held out)"
+    return sum(p.numel() for p in result.model.parameters()), last
 
 
 def model_card(name: str, config: RunConfig, codec: TableCodec, result: TrainResult, rows: int, held: int) -> str:
@@ -23,9 +30,7 @@ def model_card(name: str, config: RunConfig, codec: TableCodec, result: TrainRes
         rows: rows trained on.
         held: rows held out.
     """
-    losses = [line["heldout_loss"] for line in result.history if "heldout_loss" in line]
-    last = f"{losses[-1]:.4f}" if losses else "not measured (no rows held out)"
-    parameters = sum(p.numel() for p in result.model.parameters())
+    parameters, last = size_and_loss(result, "rows")
     given = f" --given {config.condition}=VALUE" if config.condition else ""
     condition = f"conditioned on `{config.condition}`" if config.condition else "unconditional"
     notes = "".join(f"- {note}\n" for note in codec.notes)

@@ -7,16 +7,21 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flowmatch.errors import InputError
 from flowmatch.persist import write_atomically
-from flowmatch.train import Callback
+from flowmatch.train import Callback, explain
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "Description",
+    "RunOptions",
     "check_folder",
     "check_same",
     "mapping",
@@ -97,6 +102,39 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):  # a run that was killed may have left half a line
             found.append(json.loads(line))
     return found
+
+
+class RunOptions(BaseModel):
+    """What the configs of runs have in common: how they are made from options, written and read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, options: Any) -> Self:
+        """Config from a plain dict; problems become one :class:`~flowmatch.InputError`."""
+        if not isinstance(options, dict):
+            raise InputError(f"a run's config is a mapping of options to values, got {type(options).__name__}")
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            raise InputError("; ".join(explain(problem, cls) for problem in error.errors())) from None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Config from ``config.yaml`` of a run.
+
+        Raises:
+            InputError: missing, not YAML, or not such a config.
+        """
+        options = read_options(path)
+        try:
+            return cls.parse(options)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    def to_yaml(self) -> str:
+        """The config as YAML text; :meth:`parse` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 class Description(Callback):

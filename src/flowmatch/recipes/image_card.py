@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flowmatch.recipes.card import size_and_loss
+
 if TYPE_CHECKING:
     from flowmatch.recipes.image_runs import ImageRun, ImageRunConfig
     from flowmatch.train import TrainResult
@@ -28,9 +30,7 @@ def image_card(name: str, config: ImageRunConfig, run: ImageRun, result: TrainRe
         rows: images trained on.
         held: images held out.
     """
-    losses = [line["heldout_loss"] for line in result.history if "heldout_loss" in line]
-    last = f"{losses[-1]:.4f}" if losses else "not measured (no images held out)"
-    parameters = sum(p.numel() for p in result.model.parameters())
+    parameters, last = size_and_loss(result, "images")
     channels, height, width = run.shape
     kinds = f" of {len(run.classes)} classes" if run.classes else ""
     recipe = f"\n| recipe | {config.recipe} |" if config.recipe else ""

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from flowmatch.errors import InputError
 from flowmatch.fields import Guided
 from flowmatch.flow import Flow
 from flowmatch.persist import write_atomically
-from flowmatch.recipes.folder import Description, check_same, mapping, read_history, read_json, read_options
+from flowmatch.recipes.folder import Description, RunOptions, check_same, mapping, read_history, read_json
 from flowmatch.recipes.image_card import image_card
 from flowmatch.recipes.images import ImageConfig, ImageDataConfig, fit_images, suggest_images
-from flowmatch.train import TrainConfig, TrainResult, explain
+from flowmatch.train import TrainConfig, TrainResult
 
 if TYPE_CHECKING:
     from flowmatch.data.images import Images
@@ -36,10 +35,8 @@ __all__ = ["ImageRun", "ImageRunConfig", "train_image_run"]
 _HELD = 5000
 
 
-class ImageRunConfig(BaseModel):
+class ImageRunConfig(RunOptions):
     """Everything that makes a run on images, as written to ``config.yaml``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["images"] = "images"
     recipe: str | None = Field(None, description="the recipe that the options come from")
@@ -68,16 +65,6 @@ class ImageRunConfig(BaseModel):
         train = suggest_images(len(images), bool(images.classes), str(flow.get("job", "generate")), processes)
         return cls.parse({**options, "holdout": holdout, "train": {**train, **mapping(options, "train")}})
 
-    @classmethod
-    def parse(cls, options: Any) -> ImageRunConfig:
-        """Config from a plain dict; problems become one :class:`~flowmatch.InputError`."""
-        if not isinstance(options, dict):
-            raise InputError(f"a run's config is a mapping of options to values, got {type(options).__name__}")
-        try:
-            return cls.model_validate(options)
-        except ValidationError as error:
-            raise InputError("; ".join(explain(problem, cls) for problem in error.errors())) from None
-
     def load(self, source: str | None = None, split: str | None = None, classes: Sequence[str] | None = None) -> Images:
         """Read the images, from ``source`` if they have moved; or all of another split."""
         rows = self.rows if split is None else None
@@ -89,10 +76,6 @@ class ImageRunConfig(BaseModel):
         if not held:
             return images, None
         return images.split(held, self.train.seed)
-
-    def to_yaml(self) -> str:
-        """The config as YAML text; :meth:`parse` reads it back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True)
@@ -124,7 +107,7 @@ class ImageRun:
         if not folder.is_dir():
             raise InputError(f"no run folder at {folder}; give the folder that flowmatch train wrote (--out)")
         flow = Flow.load(folder)
-        config = read_image_config(folder / "config.yaml")
+        config = ImageRunConfig.read(folder / "config.yaml")
         described = read_json(folder / "data.json")
         try:
             return cls(folder, config, flow, dict(described["counts"]), str(described["fingerprint"]))
@@ -253,16 +236,3 @@ def train_image_run(
         card = image_card(out.name, config, run, result, len(rows), 0 if held is None else len(held))
         write_atomically(out / "README.md", card.encode())
     return run, result
-
-
-def read_image_config(path: Path) -> ImageRunConfig:
-    """Read ``config.yaml`` of a run on images.
-
-    Raises:
-        InputError: missing, not YAML, or not such a config.
-    """
-    options = read_options(path)
-    try:
-        return ImageRunConfig.parse(options)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None

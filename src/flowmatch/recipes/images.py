@@ -22,12 +22,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowmatch.errors import InputError
-from flowmatch.fields import Predicts
 from flowmatch.flow import Flow
 from flowmatch.nn import dit_preset, unet_preset
 from flowmatch.nn.images import ImageNetwork
 from flowmatch.paths import AffinePath
-from flowmatch.recipes.matching import MatchingConfig, make_objective
+from flowmatch.recipes.matching import MatchingConfig, make_flow, make_objective
 from flowmatch.train import TrainConfig, Trainer, TrainResult
 
 if TYPE_CHECKING:
@@ -54,6 +53,10 @@ class ImageDataConfig(BaseModel):
     )
     column: str | None = Field(None, description="column or array of the images, where it is not clear")
     strict: bool = Field(False, description="stop at a damaged image, which is else left out and named")
+
+    def learns_labels(self, job: str) -> bool:
+        """Whether classes are learnt for a job, by default where images are made from noise alone."""
+        return job == "generate" if self.labels is None else self.labels
 
     def load(
         self,
@@ -82,7 +85,7 @@ class ImageDataConfig(BaseModel):
             self.size,
             self.channels,
             split=self.split if split is None else split,
-            labels=job == "generate" if self.labels is None else self.labels,
+            labels=self.learns_labels(job),
             column=self.column,
             rows=rows,
             resample=self.resample,
@@ -290,9 +293,3 @@ def painted(config: ImageConfig, made: torch.Tensor, cond: Any) -> torch.Tensor:
     if config.job != "inpaint":
         return made
     return torch.where(cond["mask"].to(made.device), cond["image"].to(made), made)
-
-
-def make_flow(model: Any, config: ImageConfig, path: AffinePath, shape: Sequence[int]) -> Flow:
-    """The flow of a network trained under ``config``."""
-    field = model if config.predicts == "velocity" else Predicts(model, path, config.predicts)
-    return Flow(field, path, tuple(shape), independent=config.coupling == "independent").eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -9,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flowmatch.couplings import ConditionAware, ExactOT, Independent, Sinkhorn
 from flowmatch.errors import InputError
+from flowmatch.fields import Predicts
+from flowmatch.flow import Flow
 from flowmatch.objectives import FlowMatching, MinSNR
 from flowmatch.paths import AffinePath
 from flowmatch.schedules import (
@@ -24,7 +27,7 @@ from flowmatch.schedules import (
 from flowmatch.times import LogitNormal, Mode, Stratified, Uniform
 from flowmatch.typing import Coupling
 
-__all__ = ["MatchingConfig", "make_objective", "make_path"]
+__all__ = ["MatchingConfig", "make_flow", "make_objective", "make_path"]
 
 
 class MatchingConfig(BaseModel):
@@ -91,3 +94,9 @@ def make_objective(config: MatchingConfig, classes: int = 0, cond_dim: int = 0) 
     # The plain error of a target hardly counts near the data, where its slope decides the likelihood.
     weighting = MinSNR() if config.predicts == "target" else None
     return FlowMatching(path, coupling, times, predicts=config.predicts, weighting=weighting)
+
+
+def make_flow(model: Any, config: MatchingConfig, path: AffinePath, shape: Sequence[int]) -> Flow:
+    """The flow of a network trained under ``config``; data are centred, so that their mean is zero."""
+    field = model if config.predicts == "velocity" else Predicts(model, path, config.predicts)
+    return Flow(field, path, tuple(shape), independent=config.coupling == "independent").eval()

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from flowmatch.persist import write_atomically
 from flowmatch.recipes.drawing import draw
 from flowmatch.recipes.image_runs import ImageRunConfig
-from flowmatch.recipes.images import make_flow, make_job
-from flowmatch.recipes.matching import make_path
+from flowmatch.recipes.images import make_job
+from flowmatch.recipes.matching import make_flow, make_path
 from flowmatch.solvers import AdamsBashforth
 from flowmatch.train import Callback, TrainResult
 

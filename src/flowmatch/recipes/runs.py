@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from flowmatch.data import Table, TableCodec, TableData, load_table
 from flowmatch.errors import InputError
 from flowmatch.flow import Flow
 from flowmatch.persist import write_atomically
 from flowmatch.recipes.card import model_card
-from flowmatch.recipes.folder import Description, check_same, mapping, read_history, read_json, read_options
+from flowmatch.recipes.folder import Description, RunOptions, check_same, mapping, read_history, read_json, read_options
 from flowmatch.recipes.matching import make_objective
 from flowmatch.recipes.tabular import FlowConfig, fit_flow, suggest
-from flowmatch.train import TrainConfig, TrainResult, explain
+from flowmatch.train import TrainConfig, TrainResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,10 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Run", "RunConfig", "train_run"]
 
 
-class RunConfig(BaseModel):
+class RunConfig(RunOptions):
     """Everything that makes a run, as written to ``config.yaml``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: str = Field(description="file .csv, .parquet, .npy, .npz, or toy:NAME, sklearn:NAME")
     rows: int | None = Field(None, ge=2, description="rows to draw from a toy set")
@@ -75,24 +72,23 @@ class RunConfig(BaseModel):
         return cls.parse(merged)
 
     @classmethod
-    def parse(cls, options: Any) -> RunConfig:
-        """Config from a plain dict; problems become one :class:`~flowmatch.InputError`."""
-        if not isinstance(options, dict):
-            raise InputError(f"a run's config is a mapping of options to values, got {type(options).__name__}")
-        try:
-            return cls.model_validate(options)
-        except ValidationError as error:
-            raise InputError("; ".join(explain(problem, cls) for problem in error.errors())) from None
+    def read(cls, path: Path) -> RunConfig:
+        """Config from ``config.yaml`` of a run on a table.
+
+        Raises:
+            InputError: missing, not YAML, not such a config, or that of a run of images.
+        """
+        if read_options(path).get("kind") == "images":
+            raise InputError(
+                f"{path.parent} is a run of images, and a table is wanted here; flowmatch evaluate measures both"
+            )
+        return super().read(path)
 
     def codec(self, table: Table) -> TableCodec:
         """The codec of the table under this config; raises if the table cannot be learnt from, or not in this way."""
         codec = TableCodec.fit(table.frame, self.condition, columns=self.columns, drop=self.drop)
         make_objective(self.flow, codec.classes, codec.cond_dim)
         return codec
-
-    def to_yaml(self) -> str:
-        """The config as YAML text; :meth:`parse` reads it back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,7 @@ class Run:
         if not folder.is_dir():
             raise InputError(f"no run folder at {folder}; give the folder that flowmatch train wrote (--out)")
         flow = Flow.load(folder)
-        config = read_config(folder / "config.yaml")
+        config = RunConfig.read(folder / "config.yaml")
         described = read_json(folder / "data.json")
         try:
             codec = TableCodec.from_json(described["codec"])
@@ -214,23 +210,6 @@ def train_run(
         card = model_card(out.name, config, codec, result, len(rows), len(held))
         write_atomically(out / "README.md", card.encode())
     return run, result
-
-
-def read_config(path: Path) -> RunConfig:
-    """Read ``config.yaml`` of a run.
-
-    Raises:
-        InputError: missing, not YAML, or not a run's config.
-    """
-    options = read_options(path)
-    if options.get("kind") == "images":
-        raise InputError(
-            f"{path.parent} is a run of images, and a table is wanted here; flowmatch evaluate measures both"
-        )
-    try:
-        return RunConfig.parse(options)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def split(frame: pd.DataFrame, holdout: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -18,11 +18,10 @@ from typing import Any, cast
 import torch
 from pydantic import Field
 
-from flowmatch.fields import Predicts
 from flowmatch.flow import Flow
 from flowmatch.nn import MLP
 from flowmatch.paths import AffinePath
-from flowmatch.recipes.matching import MatchingConfig, make_objective
+from flowmatch.recipes.matching import MatchingConfig, make_flow, make_objective
 from flowmatch.train import TrainConfig, Trainer, TrainResult
 
 __all__ = ["FlowConfig", "fit_flow", "make_model", "suggest"]
@@ -118,6 +117,4 @@ def fit_flow(
     if ready is not None:
         ready()
     result = trainer.fit(resume=resume)
-    # Columns are standardised, so that their mean is zero.
-    field = result.model if flow.predicts == "velocity" else Predicts(result.model, path, flow.predicts)
-    return Flow(field, path, (dim,), independent=flow.coupling == "independent").eval(), result
+    return make_flow(result.model, flow, path, (dim,)), result
