@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -14,8 +15,10 @@ from PIL import Image
 
 from flowmatch.data.images import load_images
 from flowmatch.errors import InputError
+from flowmatch.likelihood import bits_per_dim
 from flowmatch.recipes import ImageRun
 from flowmatch.recipes.kinds import kind_of_source
+from flowmatch.train import posthoc_ema
 from tests.cli.test_bad_input import refused
 
 KINDS = ("down", "flat", "up")
@@ -183,6 +186,73 @@ def test_conditional_jobs_are_measured_against_the_truth(flowmatch, told, by_cla
     assert "PSNR" in result.out
     likeness = json.loads((told / "evaluation.json").read_text())["likeness"]
     assert set(likeness["psnr"]) == {"samples", "told"}
+
+
+def test_images_are_scored_one_by_one(flowmatch, by_class, pictures, tmp_path) -> None:
+    arguments = ("score", by_class, pictures, "--steps", 2, "--out", tmp_path / "bits.csv")
+    result = flowmatch(*arguments)
+    assert result.code == 0, (result.err, result.exception)
+    table = pd.read_csv(tmp_path / "bits.csv")
+    assert len(table) == 120
+    assert "broken.png" in result.err
+    assert set(table["class"]) == set(KINDS)
+    assert all(name.startswith(f"{kind}/") for name, kind in zip(table["image"], table["class"], strict=True))
+    assert np.allclose(table["log_likelihood"], -table["bits_per_dim"] * 64 * np.log(2))
+    assert f"{table['bits_per_dim'].mean():.4f}" in result.out
+    # The same numbers as those of the flow itself, asked for the densities of the same noises.
+    run, images = ImageRun.open(by_class), load_images(pictures)
+    noise = torch.Generator().manual_seed(0)
+    found = bits_per_dim(run.flow, images.levels()[:64], images.labels[:64], generator=noise, steps=2)
+    assert np.allclose(table["bits_per_dim"][:64], found.bits, atol=1e-4)
+    # Under a wrong class an image is less likely, and without one it lies between.
+    wrong = flowmatch(*arguments[:3], "--steps", 2, "--given", "up", "--out", tmp_path / "up.csv")
+    assert wrong.code == 0, wrong.err
+    up, own = pd.read_csv(tmp_path / "up.csv"), table["class"] == "down"
+    assert up["bits_per_dim"][own].mean() > table["bits_per_dim"][own].mean()
+    assert np.allclose(up["bits_per_dim"][table["class"] == "up"], table["bits_per_dim"][table["class"] == "up"])
+
+
+def test_images_without_classes_are_scored_under_all_of_them(flowmatch, by_class, pictures, tmp_path) -> None:
+    flat = Path(shutil.copytree(pictures / "up", tmp_path / "flat"))
+    result = flowmatch("score", by_class, flat, "--steps", 2, "--noises", 2, "--probes", 3, "--out", tmp_path / "x.csv")
+    assert result.code == 0, (result.err, result.exception)
+    assert "all classes together" in result.err
+    assert (pd.read_csv(tmp_path / "x.csv")["class"].isna()).all()
+    Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(tmp_path / "one.png")
+    (tmp_path / "large").mkdir()
+    shutil.move(tmp_path / "one.png", tmp_path / "large" / "one.png")
+    refused(flowmatch("score", by_class, tmp_path / "large"), "9 x 9", "8 x 8")
+    refused(flowmatch("score", by_class, flat, "--given", "sideways"), "sideways", "down")
+    refused(flowmatch("score", by_class, flat, "--noises", 0), "--noises")
+
+
+def test_only_jobs_with_a_likelihood_are_scored(flowmatch, told, pictures) -> None:
+    result = flowmatch("score", told, pictures, "--steps", 2)
+    if "inpaint" in str(told):
+        refused(result, "paints in")
+    else:
+        assert result.code == 0, result.err
+        assert "120 images" in result.out
+
+
+def test_weights_are_averaged_after_training(flowmatch, by_class, pictures, config, tmp_path) -> None:
+    run = _train(flowmatch, pictures, config, tmp_path / "run", "--posthoc-every", 2)
+    new = tmp_path / "new"
+    result = flowmatch("average", run, "--width", 0.1, "--out", new)
+    assert result.code == 0, (result.err, result.exception)
+    made, wanted = ImageRun.open(new).flow.field.state_dict(), posthoc_ema(run, 0.1)
+    assert all(torch.equal(made[name], wanted[name]) for name in wanted)
+    old = ImageRun.open(run).flow.field.state_dict()
+    assert not all(torch.equal(made[name], old[name]) for name in old)
+    assert flowmatch("sample", new, "-n", 4, "--out", tmp_path / "new.png").code == 0
+    assert "width of 0.1, to step 20" in (new / "README.md").read_text()
+    early = flowmatch("average", run, "--width", 0.1, "--step", 10, "--out", tmp_path / "early")
+    assert early.code == 0, early.err
+    refused(flowmatch("average", run, "--width", 0.1, "--out", new), "already holds something")
+    refused(flowmatch("average", run, "--width", 0.1, "--step", 3, "--out", tmp_path / "x"), "step=")
+    refused(flowmatch("average", run, "--width", 0.5, "--out", tmp_path / "x"), "--width")
+    refused(flowmatch("average", by_class, "--width", 0.1, "--out", tmp_path / "x"), "posthoc_every")
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_run_goes_on_where_it_stopped(flowmatch, by_class, tmp_path) -> None:

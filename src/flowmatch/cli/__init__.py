@@ -1,4 +1,4 @@
-"""The command line: ``flowmatch train | sample | score | evaluate | tune | features | export | recipes``.
+"""The command line: ``flowmatch train | sample | score | evaluate | tune | average | features | export | recipes``.
 
 Exit codes: 0 done; 2 the input has to change (the message says how); 1 anything else; 130 interrupted.
 """

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import flowmatch
+from flowmatch.cli.average import average
 from flowmatch.cli.evaluate import evaluate
 from flowmatch.cli.export import export
 from flowmatch.cli.features import features
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, sample, evaluate, score, tune, features, export, recipes):
+for command in (train, sample, evaluate, score, tune, average, features, export, recipes):
     app.command()(command)
 
 

@@ -9,13 +9,17 @@ from typing import Annotated
 import torch
 import typer
 
+from flowmatch.cli.devices import DeviceOption, device_of
 from flowmatch.cli.errors import reported, say
+from flowmatch.cli.options import refuse_for_tables
 from flowmatch.cli.sample import conditions
+from flowmatch.cli.score_images import Scored, score_images
 from flowmatch.cli.solving import RtolOption, SolverOption, StepsOption, solving
 from flowmatch.cli.tables import check_target, write_table
 from flowmatch.data import load_table
 from flowmatch.errors import InputError
-from flowmatch.recipes import Run
+from flowmatch.recipes import ImageRun
+from flowmatch.recipes.kinds import open_run
 
 __all__ = ["score"]
 
@@ -23,34 +27,76 @@ __all__ = ["score"]
 @reported
 def score(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    source: Annotated[str, typer.Argument(help="Table with the run's columns.")],
+    source: Annotated[str, typer.Argument(help="Table with the run's columns; or images.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Table to write, with a column log_likelihood.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Table to write, with a column log_likelihood; of images also bits_per_dim.",
+            show_default=False,
+        ),
     ] = None,
     given: Annotated[
         list[str] | None,
-        typer.Option("--given", help="COLUMN=VALUE, if the table lacks the condition.", show_default=False),
+        typer.Option(
+            "--given",
+            help="COLUMN=VALUE, if the table lacks it; the class of all images.",
+            show_default=False,
+        ),
     ] = None,
     steps: StepsOption = None,
     solver: SolverOption = None,
     rtol: RtolOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise that spreads whole numbers.")] = 0,
-    batch: Annotated[int, typer.Option(help="Rows solved at a time.")] = 2000,
+    device: DeviceOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise that spreads whole numbers, and of probes.")] = 0,
+    batch: Annotated[
+        int | None, typer.Option(help="Rows solved at a time. (default: 2000 rows, 64 images)", show_default=False)
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split of the source, such as test. (default: as in training)",
+            rich_help_panel="Images",
+            show_default=False,
+        ),
+    ] = None,
+    noises: Annotated[
+        int, typer.Option(help="Noises that dequantise each image; more tighten the bound.", rich_help_panel="Images")
+    ] = 1,
+    probes: Annotated[
+        int | None,
+        typer.Option(
+            help="Probes of each image's divergence; more make its bits surer. (default: 1; exact up to 64 numbers)",
+            rich_help_panel="Images",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file at --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Log-likelihood of every row of a table, in nats and in the units of the data.
+    """Log-likelihood of every row of a table, in nats and in the units of the data; or of every image.
 
     Columns of whole numbers are spread by uniform noise of width one, so that their density is a bound on the
-    probability.
+    probability. So are the bytes of images, whose likelihoods are also told in bits a dimension; lower is better.
     """
     how = solving(steps, solver, rtol)
-    if batch < 1:
-        raise InputError(f"--batch must be at least 1, got {batch}")
-    opened = Run.open(run)
+    for name, value in (("--batch", batch), ("--noises", noises), ("--probes", probes)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    opened = open_run(run)
+    opened.flow.to(device_of(device, images=isinstance(opened, ImageRun)))
     if out is not None:
         check_target(out, overwrite)
+    if isinstance(opened, ImageRun):
+        if given and len(given) > 1:
+            raise InputError(f"--given says the class of all images, one, got {' and '.join(given)}")
+        left_open = steps is None and rtol is None and solver is None
+        wanted = Scored(source, split, given[0] if given else None, noises, probes, seed, batch or 64, out)
+        score_images(opened, wanted, None if left_open else how, quiet)
+        return
+    refuse_for_tables(run, {"--split": split, "--probes": probes, "--noises": None if noises == 1 else noises})
+    batch = batch or 2000
     table = load_table(source)
     frame = table.frame
     generator = torch.Generator().manual_seed(seed)

@@ -65,6 +65,7 @@ class ImageDataConfig(BaseModel):
         split: str | None = None,
         job: str = "generate",
         classes: Sequence[str] | None = None,
+        least: int = 2,
     ) -> Images:
         """Read images from ``source`` in this way.
 
@@ -74,6 +75,7 @@ class ImageDataConfig(BaseModel):
             split: another split than that of training.
             job: what for; decides on labels that are left open.
             classes: names of the classes in the order of their numbers, where they are known already.
+            least: fewest images that will do.
 
         Raises:
             InputError: they cannot be read, or have a class that is not among those known.
@@ -88,6 +90,7 @@ class ImageDataConfig(BaseModel):
             labels=self.learns_labels(job),
             column=self.column,
             rows=rows,
+            least=least,
             resample=self.resample,
             flip=self.flip,
             dequantize=self.dequantize,

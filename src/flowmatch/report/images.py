@@ -15,12 +15,13 @@ from torch.utils import _pytree as pytree
 
 from flowmatch import plot
 from flowmatch.errors import InputError
-from flowmatch.likelihood import Exact, Hutchinson, bits_per_dim
+from flowmatch.likelihood import Exact
 from flowmatch.metrics import FeatureNet, evaluate_images, ssim
 from flowmatch.persist import write_atomically
 from flowmatch.recipes import ImageRun, make_job
 from flowmatch.recipes.drawing import draw, on_device, part_of
 from flowmatch.recipes.previews import told_sheet
+from flowmatch.recipes.scoring import bits_of_images, divergence_for
 from flowmatch.report.page import write_html
 from flowmatch.report.subject import Progress
 from flowmatch.solvers import Dopri5, Midpoint
@@ -30,11 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_image_run"]
 
-#: An exact divergence takes as many passes as an image has numbers; beyond these it is estimated.
-_EXACT = 64
-#: Tolerance of the adaptive solver whose calls are counted, that of the paper; and of likelihoods, which at ten times
-#: the tolerance change in the third digit after the point.
-_TOLERANCE, _LIKELY = 1e-5, 1e-4
+#: Tolerance of the adaptive solver whose calls are counted, that of the paper.
+_TOLERANCE = 1e-5
 _COUNTED = 16
 _SHOWN = 80
 
@@ -174,28 +172,18 @@ def _bits(run: ImageRun, heldout: Images, rows: int, noises: int, seed: int) -> 
     """Bits a dimension of held-out images, without guidance, which is no density."""
     generator = torch.Generator().manual_seed(seed)
     index = _some(heldout, rows, generator)
-    exact = math.prod(run.shape) <= _EXACT
+    divergence = divergence_for(run)
     job = make_job(run.config.flow, heldout.subset(index, flip=False, dequantize=False), noisy=False)
     _, cond = job.take(torch.arange(rows), generator)
-    home = run.flow.home
-    tight: dict[str, Any] = {"solver": Dopri5(), "rtol": _LIKELY, "atol": _LIKELY}
-    scored = bits_per_dim(
-        run.flow,
-        heldout.levels(index).to(home.device),
-        on_device(cond, home.device),
-        noises=noises,
-        divergence=Exact() if exact else Hutchinson(1, reverse=True),
-        generator=generator,
-        **tight,
-    )
-    bits = scored.bits.double()
+    levels = heldout.levels(index)
+    bits, nfe = bits_of_images(run, levels, cond, noises=noises, divergence=divergence, generator=generator, batch=rows)
     return {
         "mean": float(bits.mean()),
         "stderr": float(bits.std() / math.sqrt(rows)) if rows > 1 else None,
         "noises": noises,
         "rows": rows,
-        "nfe": int(scored.nfe),
-        "divergence": "exact" if exact else "estimated with one probe",
+        "nfe": nfe,
+        "divergence": "exact" if isinstance(divergence, Exact) else "estimated with one probe",
         "dequantized": run.config.images.dequantize,
     }
 

@@ -15,7 +15,7 @@ from flowmatch.train.draws import Draws
 from flowmatch.train.ema import Ema
 from flowmatch.train.labels import LabelDropout
 from flowmatch.train.log import Callback, JsonLines, TensorBoard, Wandb
-from flowmatch.train.posthoc import posthoc_ema
+from flowmatch.train.posthoc import posthoc_ema, snapshots
 from flowmatch.train.processes import join_processes
 from flowmatch.train.trainer import Trainer, TrainResult
 
@@ -37,4 +37,5 @@ __all__ = [
     "explain",
     "join_processes",
     "posthoc_ema",
+    "snapshots",
 ]

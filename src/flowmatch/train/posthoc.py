@@ -41,7 +41,7 @@ from flowmatch.train.files import write_tensors
 from flowmatch.train.profiles import Profile, exponent, factors, relative_error
 from flowmatch.train.state import load_model, model_tensors
 
-__all__ = ["WIDTHS", "Posthoc", "posthoc_ema"]
+__all__ = ["WIDTHS", "Posthoc", "posthoc_ema", "snapshots"]
 
 WIDTHS = (0.05, 0.10)
 """Relative widths of the averages that are kept, as in the paper."""
@@ -123,6 +123,11 @@ class Posthoc:
             ) from error
 
 
+def snapshots(folder: Path | str) -> list[int]:
+    """Steps at which a run took snapshots of its averages, in order; none if it took none."""
+    return [_step(path) for path in _paths(folder)]
+
+
 def posthoc_ema(folder: Path | str, sigma_rel: float, step: int | None = None) -> dict[str, Tensor]:
     r"""Weights averaged with a width that is chosen after training, from the snapshots of a run.
 
@@ -147,12 +152,10 @@ def posthoc_ema(folder: Path | str, sigma_rel: float, step: int | None = None) -
     """
     from safetensors import safe_open
 
-    gamma, run = exponent(sigma_rel), Path(folder)
-    run = run if run.name == "posthoc" else run / "posthoc"
-    paths = sorted((path for path in run.glob("step_*") if _NAME.fullmatch(path.name)), key=_step)
+    gamma, paths = exponent(sigma_rel), _paths(folder)
     if not paths:
-        raise InputError(f"no snapshots of averages in {run}; train with posthoc_every to have some")
-    steps = [_step(path) for path in paths]
+        raise InputError(f"no snapshots of averages in {_kept_in(folder)}; train with posthoc_every to have some")
+    run, steps = paths[0].parent, [_step(path) for path in paths]
     end = steps[-1] if step is None else step
     if end not in steps:
         near = min(steps, key=lambda there: abs(there - end))
@@ -186,6 +189,15 @@ def posthoc_ema(folder: Path | str, sigma_rel: float, step: int | None = None) -
     for name in total:
         total[name] = total[name].to(types[name])
     return total
+
+
+def _paths(folder: Path | str) -> list[Path]:
+    return sorted((path for path in _kept_in(folder).glob("step_*") if _NAME.fullmatch(path.name)), key=_step)
+
+
+def _kept_in(folder: Path | str) -> Path:
+    run = Path(folder)
+    return run if run.name == "posthoc" else run / "posthoc"
 
 
 def _step(path: Path) -> int:

@@ -73,11 +73,12 @@ class Images:
         flip: mirror each image left to right with probability 1/2.
         dequantize: spread every byte over its cell, see :mod:`flowmatch.data.images.pixels`.
         report: what happened when they were read.
+        names: what each is called where it comes from, such as the path in its folder; the numbers by default.
 
     Raises:
         TypeError: ``levels`` is not ``uint8``.
         ValueError: it is not ``(N, C, H, W)``.
-        InputError: labels that do not fit.
+        InputError: labels or names that do not fit.
 
     Example:
         >>> images = Images(torch.arange(8, dtype=torch.uint8).view(2, 1, 2, 2), labels=torch.tensor([1, 0]))
@@ -94,6 +95,7 @@ class Images:
         flip: bool = False,
         dequantize: bool = False,
         report: ImageReport | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         if isinstance(levels, Tensor):
             check_levels(levels)
@@ -110,6 +112,9 @@ class Images:
             self.labels = torch.from_numpy(numbers)
         self.flip, self.dequantize = flip, dequantize
         self.report = ImageReport("a tensor", len(levels)) if report is None else report
+        if names is not None and len(names) != len(levels):
+            raise InputError(f"there are {len(names)} names for {len(levels)} images; give one each")
+        self._names = None if names is None else tuple(names)
 
     def __len__(self) -> int:
         return len(self._store) if self._picked is None else len(self._picked)
@@ -125,6 +130,12 @@ class Images:
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
         return self._store.shape
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each image is called where it comes from."""
+        numbers = range(len(self._store)) if self._picked is None else self._picked.tolist()
+        return tuple(str(number) if self._names is None else self._names[number] for number in numbers)
 
     @property
     def damaged(self) -> tuple[Damaged, ...]:

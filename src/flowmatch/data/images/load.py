@@ -118,7 +118,8 @@ def load_images(
             raise InputError(f"every image of class {names[lost[0]]!r} of {name} is damaged; mend them or remove all")
         numbers = numbers[read.kept]
     report = ImageReport(name, len(read.kept), read.damaged, found.ignored)
-    return Images(read.store, numbers, names or None, flip, dequantize, report)
+    called = [found.images.names[k] for k in read.kept] if isinstance(found.images, Pictures) else None
+    return Images(read.store, numbers, names or None, flip, dequantize, report, called)
 
 
 def _needed(least: int) -> str:
