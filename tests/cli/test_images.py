@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from flowmatch.data.images import load_images
+from flowmatch.data.images import load_images, write_images
 from flowmatch.errors import InputError
 from flowmatch.likelihood import bits_per_dim
 from flowmatch.recipes import ImageRun
@@ -186,6 +186,24 @@ def test_conditional_jobs_are_measured_against_the_truth(flowmatch, told, by_cla
     assert "PSNR" in result.out
     likeness = json.loads((told / "evaluation.json").read_text())["likeness"]
     assert set(likeness["psnr"]) == {"samples", "told"}
+
+
+def test_classes_of_what_is_told_are_those_of_its_folders(flowmatch, pictures, config, tmp_path) -> None:
+    run = _train(flowmatch, pictures, config, tmp_path / "run", "--job", "upscale", "--labels")
+    whole, inner = load_images(pictures), tmp_path / "in"
+    small = whole.levels().float().view(-1, 1, 4, 2, 4, 2).mean((3, 5)).to(torch.uint8)
+    write_images(small[::20], inner, whole.labels[::20], whole.classes)
+    np.savez(tmp_path / "in.npz", images=small[::20, 0].numpy(), labels=np.array(KINDS)[whole.labels[::20].numpy()])
+    for source in (inner, tmp_path / "in.npz"):
+        out = tmp_path / f"out-{source.suffix or 'folder'}"
+        result = flowmatch("sample", run, "--input", source, "--out", out)
+        assert result.code == 0, (result.err, result.exception)
+        assert load_images(out, least=1).counts == dict.fromkeys(KINDS, 2)
+    assert flowmatch("sample", run, "--input", inner, "--given", "up", "--out", tmp_path / "up").code == 0
+    assert {path.parent.name for path in (tmp_path / "up").rglob("*.png")} == {"up"}
+    refused(flowmatch("sample", run, "--input", inner / "up", "--out", tmp_path / "x"), "--given", "sub-folder")
+    (inner / "up").rename(inner / "sideways")
+    refused(flowmatch("sample", run, "--input", inner, "--out", tmp_path / "x"), "sideways", "down")
 
 
 def test_images_are_scored_one_by_one(flowmatch, by_class, pictures, tmp_path) -> None:

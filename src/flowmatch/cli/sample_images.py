@@ -75,7 +75,7 @@ def sample_images(run: ImageRun, wanted: Wanted, target: Path, how: dict[str, An
     if config.job != "generate" and target.suffix.lower() == ".png":
         write_atomically(target, png(told_sheet(cond["image"], made, truth, wanted.columns or 1)))
     else:
-        labels = cond if config.job == "generate" else None
+        labels = cond if config.job == "generate" else cond.get("label")
         write_images(made, target, labels, run.classes, wanted.columns, names)
     if not quiet:
         say(f"{count} images written to {target}")
@@ -98,9 +98,10 @@ def _told(run: ImageRun, wanted: Wanted, generator: torch.Generator) -> tuple[An
         return cond, to_uint8(truth), None
     channels, height, width = run.shape
     small = (height // config.factor, width // config.factor)
-    levels, names = _read(wanted.images, channels, small if config.job == "upscale" else (height, width), "--input")
+    sides = small if config.job == "upscale" else (height, width)
+    levels, places = _read(wanted.images, channels, sides, "--input", labels=bool(run.classes) and wanted.given is None)
     masks = None if wanted.mask is None else _masks(wanted.mask, len(levels), (height, width))
-    levels, names = levels[: wanted.n], names[: wanted.n]
+    levels, places = levels[: wanted.n], places[: wanted.n]
     job = make_job(config, _blank(run))
     if config.job == "upscale":
         if masks is not None:
@@ -110,22 +111,43 @@ def _told(run: ImageRun, wanted: Wanted, generator: torch.Generator) -> tuple[An
         known = job.holes(len(levels), height, width, generator) if masks is None else masks[: len(levels)]
         cond, truth = job.given(scaled(levels), known), levels
     if run.classes:
-        if wanted.given is None:
-            raise InputError(f"the run at {run.folder} is told a class as well: say which with --given NAME")
-        cond = {**cond, "label": run.labels(len(levels), generator, wanted.given)}
-    return cond, truth, names
+        cond = {**cond, "label": _classes(run, wanted.given, places, generator)}
+    return cond, truth, [Path(place).stem for place in places]
 
 
-def _read(source: Path, channels: int, sides: tuple[int, int], option: str) -> tuple[Tensor, list[str]]:
-    """Images of a file or a folder in bytes, which must have the sides, and their names."""
+def _classes(run: ImageRun, given: str | None, places: list[str], generator: torch.Generator) -> Tensor | None:
+    """Class number of every image of --input: the one given, or that of its sub-folder.
+
+    Raises:
+        InputError: neither is there, or the run does not know the class.
+    """
+    if given is not None:
+        return run.labels(len(places), generator, given)
+    kinds = [place.partition("/")[0] if "/" in place else None for place in places]
+    if None in kinds:
+        raise InputError(
+            f"the run at {run.folder} is told a class as well: say which with --given NAME, or put the images of "
+            "--input into a sub-folder for each class"
+        )
+    numbers = {kind: run.labels(1, generator, kind) for kind in set(kinds)}
+    return torch.cat([numbers[kind] for kind in kinds])  # type: ignore[misc]
+
+
+def _read(
+    source: Path, channels: int, sides: tuple[int, int], option: str, labels: bool = False
+) -> tuple[Tensor, list[str]]:
+    """Images of a file or a folder in bytes, which must have the sides, and their places in it, below their class."""
     from flowmatch.data.images import load_images
     from flowmatch.data.images.decode import DamagedError, decode
     from flowmatch.data.images.folder import SUFFIXES
 
     if source.suffix.lower() in (".npz", ".npy", ".parquet"):
-        stored = load_images(source, channels=channels, labels=False, strict=True, least=1).levels()
-        _check_sides(stored, sides, option, source)
-        return stored, [str(number) for number in range(len(stored))]
+        stored = load_images(source, channels=channels, labels=labels, strict=True, least=1)
+        _check_sides(stored.levels(), sides, option, source)
+        if stored.labels is None:
+            return stored.levels(), [str(number) for number in range(len(stored))]
+        kinds = [stored.classes[number] for number in stored.labels.tolist()]
+        return stored.levels(), [f"{kind}/{number}" for number, kind in enumerate(kinds)]
     paths = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise InputError(f"{option}: no images at {source}; give an image, a folder of images or a .npz file")
@@ -136,7 +158,8 @@ def _read(source: Path, channels: int, sides: tuple[int, int], option: str) -> t
         except DamagedError as error:
             raise InputError(f"{option}: {path} cannot be read: {error}") from None
         _check_sides(images[-1], sides, option, path)
-    return torch.cat(images), [path.stem for path in paths]
+    root = source.parent if source.is_file() else source
+    return torch.cat(images), [path.relative_to(root).as_posix() for path in paths]
 
 
 def _check_sides(image: Tensor, sides: tuple[int, int], option: str, where: Path) -> None:
