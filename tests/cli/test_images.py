@@ -242,6 +242,36 @@ def test_images_without_classes_are_scored_under_all_of_them(flowmatch, by_class
     refused(flowmatch("score", by_class, tmp_path / "large"), "9 x 9", "8 x 8")
     refused(flowmatch("score", by_class, flat, "--given", "sideways"), "sideways", "down")
     refused(flowmatch("score", by_class, flat, "--noises", 0), "--noises")
+    refused(flowmatch("score", by_class, flat, "--out", tmp_path / "x.npz"), ".csv")
+    refused(flowmatch("score", by_class, tmp_path / "nowhere"), "nowhere")
+    # Classes that the run does not know, and a single one by its number, which alone would look like an id.
+    foreign = Path(shutil.copytree(pictures, tmp_path / "foreign"))
+    (foreign / "up").rename(foreign / "sideways")
+    refused(flowmatch("score", by_class, foreign), "sideways", "--no-labels")
+    assert flowmatch("score", by_class, foreign, "--no-labels", "--steps", 1).code == 0
+    np.savez(tmp_path / "last.npz", images=load_images(flat, labels=False).levels()[:3, 0].numpy(), labels=[2, 2, 2])
+    last = flowmatch("score", by_class, tmp_path / "last.npz", "--steps", 1, "--out", tmp_path / "last.csv")
+    assert last.code == 0, (last.err, last.exception)
+    assert set(pd.read_csv(tmp_path / "last.csv")["class"]) == {"up"}
+
+
+def test_what_tells_the_images_of_a_run_says_nothing_of_others(flowmatch, pictures, config, tmp_path) -> None:
+    for name in ("train", "test"):
+        shutil.copytree(pictures, tmp_path / "sets" / name)
+    run = _train(flowmatch, tmp_path / "sets", config, tmp_path / "run", "--split", "train")
+    assert flowmatch("score", run, pictures, "--steps", 1).code == 0
+    assert flowmatch("score", run, tmp_path / "sets", "--split", "test", "--steps", 1).code == 0
+    alike = flowmatch("score", run, tmp_path / "sets", "--steps", 1)
+    assert alike.code == 0, alike.err
+
+
+def test_a_run_without_classes_scores_images_of_classes(flowmatch, pictures, config, tmp_path) -> None:
+    flat = Path(shutil.copytree(pictures / "up", tmp_path / "flat"))
+    run = tmp_path / "run"
+    more = ("--config", config, "--job", "upscale", "--labels", *SMALL)
+    assert flowmatch("train", flat, "--out", run, *more).code == 0
+    result = flowmatch("score", run, pictures, "--steps", 1)
+    assert result.code == 0, (result.err, result.exception)
 
 
 def test_only_jobs_with_a_likelihood_are_scored(flowmatch, told, pictures) -> None:
@@ -267,9 +297,9 @@ def test_weights_are_averaged_after_training(flowmatch, by_class, pictures, conf
     early = flowmatch("average", run, "--width", 0.1, "--step", 10, "--out", tmp_path / "early")
     assert early.code == 0, early.err
     refused(flowmatch("average", run, "--width", 0.1, "--out", new), "already holds something")
-    refused(flowmatch("average", run, "--width", 0.1, "--step", 3, "--out", tmp_path / "x"), "step=")
+    refused(flowmatch("average", run, "--width", 0.1, "--step", 3, "--out", tmp_path / "x"), "--step 2")
     refused(flowmatch("average", run, "--width", 0.5, "--out", tmp_path / "x"), "--width")
-    refused(flowmatch("average", by_class, "--width", 0.1, "--out", tmp_path / "x"), "posthoc_every")
+    refused(flowmatch("average", by_class, "--width", 0.1, "--out", tmp_path / "x"), "--posthoc-every")
     assert not (tmp_path / "x").exists()
 
 

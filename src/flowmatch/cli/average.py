@@ -25,7 +25,7 @@ _KEPT = ("config.yaml", "data.json", "metrics.jsonl")
 def average(
     run: Annotated[Path, typer.Argument(help="Run folder, trained with --posthoc-every.")],
     width: Annotated[
-        float, typer.Option(help="Width of the average as a share of the training, such as 0.1; 0.289 at most.")
+        float, typer.Option(help="Width of the average as a share of the training, such as 0.1; 0.288 at most.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write; RUN stays as it is.")],
     step: Annotated[
@@ -39,11 +39,15 @@ def average(
     flowmatch evaluate.
     """
     if not 0 < width <= 12**-0.5:
-        raise InputError(f"--width must lie above 0 and not above 0.2886, got {width}")
+        raise InputError(f"--width must lie above 0 and not above 0.288, got {width}")
     opened = open_run(run)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} already holds something; give another --out")
-    weights = posthoc_ema(run, width, step)
+    try:
+        weights = posthoc_ema(run, width, step)
+    except InputError as error:  # speaks of arguments
+        told = str(error).replace("step=", "--step ").replace("posthoc_every", "--posthoc-every")
+        raise InputError(told) from None
     end = snapshots(run)[-1] if step is None else step
     flow = opened.flow
     network = flow.field.net if isinstance(flow.field, Predicts) else flow.field
@@ -58,10 +62,22 @@ def average(
             shutil.copy(run / name, out / name)
     if (run / "features").is_dir():  # so that distances of both are taken in the same
         shutil.copytree(run / "features", out / "features")
-    if (run / "README.md").is_file():
-        told = f"\n## Weights\n\nAveraged after training with a relative width of {width:g}, to step {end}.\n"
-        write_atomically(out / "README.md", (run / "README.md").read_bytes() + told.encode())
+    write_atomically(out / "README.md", _card(out.resolve().name, run.resolve().name, width, end).encode())
     flow.save(out)
     if not quiet:
         say(f"average of width {width:g} of {run} written to {out}")
         say(f"next: flowmatch evaluate {out}")
+
+
+def _card(name: str, origin: str, width: float, step: int) -> str:
+    """Markdown text of the card; what the run learnt from stands in the card of the run."""
+    return f"""# {name}
+
+The weights of the run `{origin}`, averaged after training with a relative width of {width:g}, to step {step}.
+`config.yaml` and `data.json` say how that run was trained, and on what.
+
+```console
+$ flowmatch sample {name}
+$ flowmatch evaluate {name}
+```
+"""

@@ -145,7 +145,8 @@ def sample(
         if interval is not None and (guidance is None or not 0 <= interval[0] < interval[1] <= 1):
             raise InputError("--interval is two times from 0 to 1, the smaller one first, and goes with --guidance")
         target = out or run / "samples.png"
-        classes = opened.classes if opened.config.flow.job == "generate" else ()
+        by_class = opened.config.flow.job == "generate" or (images is not None and given is None)
+        classes = opened.classes if by_class else ()
         check_image_target(target, overwrite or out is None, classes)
         wanted = Wanted(
             n=n,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ def sample_images(run: ImageRun, wanted: Wanted, target: Path, how: dict[str, An
     if config.job != "generate" and target.suffix.lower() == ".png":
         write_atomically(target, png(told_sheet(cond["image"], made, truth, wanted.columns or 1)))
     else:
-        labels = cond if config.job == "generate" else cond.get("label")
+        labels = cond if config.job == "generate" else None
+        if config.job != "generate" and wanted.images is not None and wanted.given is None:
+            labels = cond.get("label")  # as --input has them
         write_images(made, target, labels, run.classes, wanted.columns, names)
     if not quiet:
         say(f"{count} images written to {target}")
@@ -99,9 +102,10 @@ def _told(run: ImageRun, wanted: Wanted, generator: torch.Generator) -> tuple[An
     channels, height, width = run.shape
     small = (height // config.factor, width // config.factor)
     sides = small if config.job == "upscale" else (height, width)
-    levels, places = _read(wanted.images, channels, sides, "--input", labels=bool(run.classes) and wanted.given is None)
+    classes = run.classes if wanted.given is None else ()
+    levels, names, labels = _read(wanted.images, channels, sides, "--input", classes)
     masks = None if wanted.mask is None else _masks(wanted.mask, len(levels), (height, width))
-    levels, places = levels[: wanted.n], places[: wanted.n]
+    levels, names = levels[: wanted.n], names[: wanted.n]
     job = make_job(config, _blank(run))
     if config.job == "upscale":
         if masks is not None:
@@ -111,46 +115,55 @@ def _told(run: ImageRun, wanted: Wanted, generator: torch.Generator) -> tuple[An
         known = job.holes(len(levels), height, width, generator) if masks is None else masks[: len(levels)]
         cond, truth = job.given(scaled(levels), known), levels
     if run.classes:
-        cond = {**cond, "label": _classes(run, wanted.given, places, generator)}
-    return cond, truth, [Path(place).stem for place in places]
+        cond = {**cond, "label": _classes(run, wanted.given, len(levels), labels, generator)}
+    return cond, truth, names
 
 
-def _classes(run: ImageRun, given: str | None, places: list[str], generator: torch.Generator) -> Tensor | None:
-    """Class number of every image of --input: the one given, or that of its sub-folder.
+def _classes(
+    run: ImageRun, given: str | None, count: int, labels: Tensor | None, generator: torch.Generator
+) -> Tensor | None:
+    """Class number of every image of --input: the one given, or its own.
 
     Raises:
-        InputError: neither is there, or the run does not know the class.
+        InputError: neither is there, or training saw no image of that class.
     """
     if given is not None:
-        return run.labels(len(places), generator, given)
-    kinds = [place.partition("/")[0] if "/" in place else None for place in places]
-    if None in kinds:
+        return run.labels(count, generator, given)
+    if labels is None:
         raise InputError(
             f"the run at {run.folder} is told a class as well: say which with --given NAME, or put the images of "
             "--input into a sub-folder for each class"
         )
-    numbers = {kind: run.labels(1, generator, kind) for kind in set(kinds)}
-    return torch.cat([numbers[kind] for kind in kinds])  # type: ignore[misc]
+    for number in labels.unique().tolist():
+        run.labels(0, generator, run.classes[number])  # raises where training saw none of it
+    return labels[:count]
 
 
 def _read(
-    source: Path, channels: int, sides: tuple[int, int], option: str, labels: bool = False
-) -> tuple[Tensor, list[str]]:
-    """Images of a file or a folder in bytes, which must have the sides, and their places in it, below their class."""
+    source: Path, channels: int, sides: tuple[int, int], option: str, classes: Sequence[str] = ()
+) -> tuple[Tensor, list[str], Tensor | None]:
+    """Images of a file or a folder in bytes, which must have the sides, their names, and their numbers of classes."""
     from flowmatch.data.images import load_images
     from flowmatch.data.images.decode import DamagedError, decode
-    from flowmatch.data.images.folder import SUFFIXES
+    from flowmatch.data.images.folder import list_folder
+    from flowmatch.data.images.labels import known_numbers
 
     if source.suffix.lower() in (".npz", ".npy", ".parquet"):
-        stored = load_images(source, channels=channels, labels=labels, strict=True, least=1)
+        stored = load_images(
+            source, channels=channels, labels=bool(classes), known=classes or None, strict=True, least=1
+        )
         _check_sides(stored.levels(), sides, option, source)
-        if stored.labels is None:
-            return stored.levels(), [str(number) for number in range(len(stored))]
-        kinds = [stored.classes[number] for number in stored.labels.tolist()]
-        return stored.levels(), [f"{kind}/{number}" for number, kind in enumerate(kinds)]
-    paths = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not paths:
+        return stored.levels(), [str(number) for number in range(len(stored))], stored.labels
+    if not source.exists():
         raise InputError(f"{option}: no images at {source}; give an image, a folder of images or a .npz file")
+    labels = None
+    if source.is_file():
+        paths = [source]
+    else:
+        found = list_folder(source, str(source), labels=bool(classes))
+        paths = [found.pictures.open(number) for number in range(len(found.pictures.names))]
+        if found.labels is not None:
+            labels = torch.from_numpy(known_numbers(found.labels, str(source), found.classes, classes))
     images = []
     for path in paths:
         try:
@@ -158,8 +171,7 @@ def _read(
         except DamagedError as error:
             raise InputError(f"{option}: {path} cannot be read: {error}") from None
         _check_sides(images[-1], sides, option, path)
-    root = source.parent if source.is_file() else source
-    return torch.cat(images), [path.relative_to(root).as_posix() for path in paths]
+    return torch.cat(images), [path.stem for path in paths], labels
 
 
 def _check_sides(image: Tensor, sides: tuple[int, int], option: str, where: Path) -> None:

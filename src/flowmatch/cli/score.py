@@ -61,6 +61,14 @@ def score(
             show_default=False,
         ),
     ] = None,
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels/--no-labels",
+            help="Score each image under its own class, or under the law of all classes together.",
+            rich_help_panel="Images",
+        ),
+    ] = True,
     noises: Annotated[
         int, typer.Option(help="Noises that dequantise each image; more tighten the bound.", rich_help_panel="Images")
     ] = 1,
@@ -92,10 +100,11 @@ def score(
         if given and len(given) > 1:
             raise InputError(f"--given says the class of all images, one, got {' and '.join(given)}")
         left_open = steps is None and rtol is None and solver is None
-        wanted = Scored(source, split, given[0] if given else None, noises, probes, seed, batch or 64, out)
+        wanted = Scored(source, split, given[0] if given else None, labels, noises, probes, seed, batch or 64, out)
         score_images(opened, wanted, None if left_open else how, quiet)
         return
-    refuse_for_tables(run, {"--split": split, "--probes": probes, "--noises": None if noises == 1 else noises})
+    foreign = {"--split": split, "--probes": probes, "--noises": None if noises == 1 else noises}
+    refuse_for_tables(run, {**foreign, "--no-labels": None if labels else True})
     batch = batch or 2000
     table = load_table(source)
     frame = table.frame

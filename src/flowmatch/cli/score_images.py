@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from flowmatch.cli.errors import note, say
 from flowmatch.cli.tables import write_table
 from flowmatch.cli.working import Working
 from flowmatch.errors import InputError
-from flowmatch.recipes import ImageRun, make_job
-from flowmatch.recipes.kinds import kind_of_source
-from flowmatch.recipes.scoring import bits_of_images, divergence_for, labels_for
+from flowmatch.recipes import ImageRun
+from flowmatch.recipes.scoring import bits_of_images, check_scorable, divergence_for, labels_for
 
 if TYPE_CHECKING:
     from flowmatch.data.images import Images
 
 __all__ = ["Scored", "score_images"]
+
+_TEXT = (".csv", ".parquet")  # forms of a table that hold text
+_TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".json")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Scored:
         source: where the images are.
         split: which of several sets there.
         given: class of all of them.
+        labels: whether each is scored under its own class, if nothing is given.
         noises: noises of each.
         probes: probes of the divergence of each; ``None`` for the exact one where it is cheap, else one.
         seed: seed of both.
@@ -41,6 +45,7 @@ class Scored:
     source: str
     split: str | None
     given: str | None
+    labels: bool
     noises: int
     probes: int | None
     seed: int
@@ -50,26 +55,21 @@ class Scored:
 
 def score_images(run: ImageRun, wanted: Scored, how: dict[str, Any] | None, quiet: bool) -> None:
     """Count the bits of every image, write the table and say the mean."""
+    if wanted.out is not None and wanted.out.suffix.lower() not in _TEXT:
+        raise InputError(f"cannot write the names of images to {wanted.out}; use {' or '.join(_TEXT)}")
+    check_scorable(run)
     images = _read(run, wanted)
-    if not quiet:
-        for line in images.report.lines():
-            note(line)
     labels = labels_for(run, images, wanted.given)
-    config, generator = run.config.flow, torch.Generator().manual_seed(wanted.seed)
-    if config.job == "upscale":
-        plain = images.subset(torch.arange(len(images)), flip=False, dequantize=False)
-        _, cond = make_job(config, plain, noisy=False).take(torch.arange(len(images)), generator)
-        cond = cond if labels is None else {**cond, "label": labels}
-    else:
-        cond = labels
+    if not quiet:
+        _tell(run, wanted, images, labels)
     with Working("scoring", quiet) as working:
         bits, _ = bits_of_images(
             run,
-            images.levels(),
-            cond,
+            images,
+            labels,
             noises=wanted.noises,
             divergence=divergence_for(run, wanted.probes),
-            generator=generator,
+            generator=torch.Generator().manual_seed(wanted.seed),
             batch=wanted.batch,
             tick=lambda share: working.update(share, "scoring"),
             how=how,
@@ -84,29 +84,48 @@ def score_images(run: ImageRun, wanted: Scored, how: dict[str, Any] | None, quie
         write_table(pd.DataFrame({**columns, "bits_per_dim": bits, "log_likelihood": nats}), wanted.out)
     if not quiet:
         error = bits.std().item() / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
-        if labels is not None and wanted.given is None and images.labels is None:
-            note("the images have no classes: scored under the law of all classes together")
         say(f"{len(bits)} images: {bits.mean().item():.4f} +- {error:.4f} bits a dimension")
         say(f"most bits: {bits.max().item():.4f}, {images.names[int(bits.argmax())]}")
         if wanted.out is not None:
             say(f"written to {wanted.out}")
 
 
+def _tell(run: ImageRun, wanted: Scored, images: Images, labels: Tensor | None) -> None:
+    """Say what the numbers depend on."""
+    for line in images.report.lines():
+        note(line)
+    if labels is not None and wanted.given is None and images.labels is None:
+        note("no classes are told: the images are scored under the law of all classes together")
+    if not run.config.images.dequantize:
+        note("the run was trained on bytes without noise, so that its densities have peaks and the bits mean little")
+
+
 def _read(run: ImageRun, wanted: Scored) -> Images:
     """The images, in the shape of the run's and with its numbers of classes.
+
+    What tells the images in the run's own data, such as a split or a column, says nothing of other data.
 
     Raises:
         InputError: they cannot be read, have another size, or a class the run does not know.
     """
-    if kind_of_source(wanted.source) != "images":
+    path = Path(wanted.source).expanduser()
+    if wanted.source.startswith(("toy:", "sklearn:")) or (path.is_file() and path.suffix.lower() in _TABLES):
         raise InputError(
-            f"{run.folder} is a run of images, and {wanted.source} is none: give a folder of images, or a .npz, .npy, "
-            ".parquet or idx file of them"
+            f"{run.folder} is a run of images, and {wanted.source} is a table: give a folder of images, or a .npz, "
+            ".npy, .parquet or idx file of them"
         )
-    config = run.config.images.model_copy(update={"channels": run.shape[0]})
-    if wanted.given is not None:
-        config = config.model_copy(update={"labels": False})
-    images = config.load(wanted.source, None, wanted.split, run.config.flow.job, run.classes, least=1)
+    labels = bool(run.classes) and wanted.given is None and wanted.labels
+    change: dict[str, Any] = {"channels": run.shape[0], "labels": labels, "strict": False}
+    if str(path.resolve()) != run.config.data:
+        change |= {"split": None, "column": None}
+    config = run.config.images.model_copy(update=change)
+    try:
+        images = config.load(wanted.source, None, wanted.split, run.config.flow.job, run.classes, least=1)
+    except InputError as error:
+        if not labels:
+            raise
+        mend = "To score them without classes of their own, say --given CLASS or --no-labels"
+        raise InputError(f"{error}. {mend}") from None
     if images.shape != run.shape:
         raise InputError(
             f"{wanted.source} holds images of {images.shape[1]} x {images.shape[2]}, and the run at {run.folder} was "

@@ -82,12 +82,13 @@ class ImageDataConfig(BaseModel):
         """
         from flowmatch.data.images import load_images
 
-        images = load_images(
+        return load_images(
             source,
             self.size,
             self.channels,
             split=self.split if split is None else split,
             labels=self.learns_labels(job),
+            known=classes or None,
             column=self.column,
             rows=rows,
             least=least,
@@ -96,9 +97,6 @@ class ImageDataConfig(BaseModel):
             dequantize=self.dequantize,
             strict=self.strict,
         )
-        if classes and images.labels is not None and images.classes != tuple(classes):
-            _renumber(images, classes, source)
-        return images
 
 
 class ImageConfig(MatchingConfig):
@@ -172,16 +170,6 @@ def make_job(config: ImageConfig, images: Images, noisy: bool = True) -> Any:
     if config.job == "inpaint":
         return Masked(images, box_holes if config.holes == "box" else pixel_holes)
     return images
-
-
-def _renumber(images: Images, classes: Sequence[str], source: str) -> None:
-    """Give the classes the numbers they have elsewhere; a set that lacks one would number the others anew."""
-    foreign = sorted(set(images.classes) - set(classes))
-    if foreign:
-        raise InputError(f"{source} has a class {foreign[0]!r} that training had not; there were {', '.join(classes)}")
-    assert images.labels is not None
-    places = torch.tensor([list(classes).index(name) for name in images.classes])
-    images.labels, images.classes = places[images.labels], tuple(classes)
 
 
 class _Clear:

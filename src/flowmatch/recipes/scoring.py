@@ -11,19 +11,33 @@ from torch import Tensor
 
 from flowmatch.errors import InputError
 from flowmatch.likelihood import Divergence, Exact, Hutchinson, bits_per_dim
-from flowmatch.recipes.drawing import on_device, part_of
+from flowmatch.recipes.drawing import on_device
 from flowmatch.recipes.image_runs import ImageRun
+from flowmatch.recipes.images import make_job
 from flowmatch.solvers import Dopri5
 
 if TYPE_CHECKING:
     from flowmatch.data.images import Images
 
-__all__ = ["LIKELY", "bits_of_images", "divergence_for", "labels_for"]
+__all__ = ["LIKELY", "bits_of_images", "check_scorable", "divergence_for", "labels_for"]
 
 #: An exact divergence takes as many passes as an image has numbers; beyond these it is estimated.
 _EXACT = 64
 #: How a likelihood is solved if nothing else is said; at ten times the tolerance bits change in the third digit.
 LIKELY: dict[str, Any] = {"solver": Dopri5(), "rtol": 1e-4, "atol": 1e-4}
+
+
+def check_scorable(run: ImageRun) -> None:
+    """Raise unless a run has a likelihood of whole images.
+
+    Raises:
+        InputError: it paints in: the known pixels would have to be told with the noise that dequantises them.
+    """
+    if run.config.flow.job == "inpaint":
+        raise InputError(
+            f"the run at {run.folder} paints in, and has no likelihood of whole images; score those of a run that "
+            "generates or enlarges"
+        )
 
 
 def divergence_for(run: ImageRun, probes: int | None = None) -> Divergence:
@@ -47,19 +61,22 @@ def labels_for(run: ImageRun, images: Images, given: str | None = None) -> Tenso
     if not run.classes:
         return None
     if images.labels is not None:
+        for number in images.labels.unique().tolist():
+            run.labels(0, torch.Generator(), run.classes[number])  # raises where training saw none of it
         return images.labels
-    if run.config.train.label_dropout and run.config.flow.job == "generate":
+    if run.config.train.label_dropout:
         return torch.full((len(images),), len(run.classes))
     raise InputError(
-        f"the run at {run.folder} is told the class of an image, and these have none: put them into a sub-folder for "
-        "each class, or say --given CLASS for all"
+        f"the run at {run.folder} is told the class of an image, and was trained without --label-dropout, so that it "
+        "does not know the law of all classes together: put the images into a sub-folder for each class, or say "
+        "--given CLASS for all"
     )
 
 
 def bits_of_images(
     run: ImageRun,
-    levels: Tensor,
-    cond: Any,
+    images: Images,
+    labels: Tensor | None,
     *,
     noises: int = 1,
     divergence: Divergence | None = None,
@@ -68,12 +85,12 @@ def bits_of_images(
     tick: Callable[[float], Any] | None = None,
     how: dict[str, Any] | None = None,
 ) -> tuple[Tensor, int]:
-    """Bits a dimension of bytes ``(B, C, H, W)`` under uniform dequantisation, without guidance, which is no density.
+    """Bits a dimension of images under uniform dequantisation, without guidance, which is no density.
 
     Args:
         run: the run.
-        levels: the bytes.
-        cond: condition of every image, or ``None``.
+        images: the images, ``B`` of them; what the run is told of an image is taken from itself.
+        labels: class number of every image ``(B,)``, of a run with classes.
         noises: noises of each image.
         divergence: by :func:`divergence_for` if not given.
         generator: of noises and probes.
@@ -85,24 +102,27 @@ def bits_of_images(
         Bits in float64 ``(B,)`` on the CPU, and the calls of the network, of all batches together.
 
     Raises:
-        InputError: a run that paints in: the known pixels would have to be told with the noise that dequantises them.
+        InputError: a run that paints in.
     """
-    if run.config.flow.job == "inpaint":
-        raise InputError(f"the run at {run.folder} paints in, and has no likelihood of whole images")
+    check_scorable(run)
     divergence = divergence_for(run) if divergence is None else divergence
+    job = make_job(run.config.flow, images.subset(torch.arange(len(images)), flip=False, dequantize=False), noisy=False)
     device, parts, nfe = run.flow.home.device, [], 0
-    for rows in torch.arange(len(levels)).split(batch):
+    for rows in torch.arange(len(images)).split(batch):
+        _, cond = job.take(rows, generator)
+        if labels is not None:
+            cond = {**cond, "label": labels[rows]} if isinstance(cond, dict) else labels[rows]
         scored = bits_per_dim(
             run.flow,
-            levels[rows].to(device),
-            on_device(part_of(cond, rows), device),
+            images.levels(rows).to(device),
+            on_device(cond, device),
             noises=noises,
             divergence=divergence,
             generator=generator,
             **(LIKELY if how is None else how),
         )
-        parts.append(scored.bits.double().cpu())
+        parts.append(scored.bits.cpu().double())
         nfe += scored.nfe
         if tick is not None:
-            tick((int(rows[-1]) + 1) / len(levels))
+            tick((int(rows[-1]) + 1) / len(images))
     return torch.cat(parts), nfe

@@ -173,10 +173,9 @@ def _bits(run: ImageRun, heldout: Images, rows: int, noises: int, seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     index = _some(heldout, rows, generator)
     divergence = divergence_for(run)
-    job = make_job(run.config.flow, heldout.subset(index, flip=False, dequantize=False), noisy=False)
-    _, cond = job.take(torch.arange(rows), generator)
-    levels = heldout.levels(index)
-    bits, nfe = bits_of_images(run, levels, cond, noises=noises, divergence=divergence, generator=generator, batch=rows)
+    some = heldout.subset(index)
+    how: dict[str, Any] = {"noises": noises, "divergence": divergence, "generator": generator, "batch": rows}
+    bits, nfe = bits_of_images(run, some, some.labels, **how)
     return {
         "mean": float(bits.mean()),
         "stderr": float(bits.std() / math.sqrt(rows)) if rows > 1 else None,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flowmatch.errors import InputError
 
-__all__ = ["check_names", "class_numbers"]
+__all__ = ["check_names", "class_numbers", "known_numbers"]
 
 
 def check_names(names: Sequence[str], source: str) -> tuple[str, ...]:
@@ -29,6 +29,40 @@ def check_names(names: Sequence[str], source: str) -> tuple[str, ...]:
             raise InputError(f"class {name!r} of {source} {what}; rename one, or make one class of the two")
         seen[name.casefold()] = name
     return tuple(names)
+
+
+def known_numbers(
+    values: Sequence[Any] | NDArray[Any], source: str, names: Sequence[str] | None, known: Sequence[str]
+) -> NDArray[np.int64]:
+    """Class number of every image ``(N,)`` among classes that are known from elsewhere, which ``values`` may lack.
+
+    Args:
+        values: labels, one an image.
+        source: where they come from, for messages.
+        names: names that whole numbers stand for there; without them a number is a class of that name, or counts the
+            known classes.
+        known: names of the classes, in the order of their numbers.
+
+    Raises:
+        InputError: a class that is not known.
+
+    Example:
+        >>> known_numbers(["dog", "dog"], "pets", None, ["cat", "dog"])
+        array([1, 1])
+    """
+    array, place = np.asarray(values).reshape(-1), {name: number for number, name in enumerate(known)}
+    if array.dtype.kind not in "OUbiu":
+        raise InputError(f"labels of {source} must be whole numbers or text, got {array.dtype}")
+    found = {}
+    for value in dict.fromkeys(array.tolist()):
+        number = int(value) if isinstance(value, bool | int) else None
+        name = value if number is None else str(number) if names is None else names[number]
+        if name not in place and number is not None and names is None and 0 <= number < len(known):
+            name = known[number]
+        if name not in place:
+            raise InputError(f"{source} has a class {name!r} that is not among those known: {', '.join(known)}")
+        found[value] = place[name]
+    return np.array([found[value] for value in array.tolist()], dtype=np.int64)
 
 
 def class_numbers(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flowmatch.data.images.arrays import array_store
 from flowmatch.data.images.find import Found, find_given, find_images
 from flowmatch.data.images.images import ImageReport, Images
-from flowmatch.data.images.labels import class_numbers
+from flowmatch.data.images.labels import class_numbers, known_numbers
 from flowmatch.data.images.read import Read, read_pictures
 from flowmatch.data.images.resize import Resample, check_size
 from flowmatch.data.images.stores import Pictures, count_workers
@@ -32,6 +32,7 @@ def load_images(
     split: str | None = None,
     labels: bool | str = True,
     classes: Sequence[str] | None = None,
+    known: Sequence[str] | None = None,
     column: str | None = None,
     rows: int | None = None,
     least: int = 2,
@@ -53,6 +54,8 @@ def load_images(
         split: which set of several: ``"train"`` by default, where there is more than one.
         labels: whether to read the classes; the name of their column or array where it is not clear.
         classes: names that whole-numbered labels stand for.
+        known: names of classes numbered elsewhere, such as those of a training set, whose numbers the classes get here;
+            some may be lacking.
         column: name of the column or array of images where it is not clear.
         rows: so many images only, spread evenly over the source, which may be sorted by class: of ``N`` images the
             numbers ``floor(k N / rows)``. Of a stream the first, and it needs them, as it has no end to wait for.
@@ -104,7 +107,11 @@ def load_images(
     found = found if rows is None else found.spread(rows, name)
     if len(found) < least:
         raise InputError(f"{name} has {len(found)} image{'s' * (len(found) != 1)}; {_needed(least)}")
-    numbers, names = _classes(found, classes, name)
+    if known is not None and found.labels is not None:
+        told, names = found.classes if classes is None else classes, tuple(known)
+        numbers: NDArray[np.int64] | None = known_numbers(found.labels, name, told, names)
+    else:
+        numbers, names = _classes(found, classes, name)
     if isinstance(found.images, Pictures):
         read = read_pictures(found.images, name, sides, channels, resample, strict, memory, workers)
     else:
