@@ -37,7 +37,7 @@ OURS = ("ours", "condot", "vp", "ours-logit", "ours-uniform")
 CONTENDERS = PEERS + OURS
 USUALLY = PEERS + OURS[:3]
 TARGETS = {8: 0.9, 20: 0.9}
-USUAL = {"torchcfm": "midpoint", "meta": "midpoint", "diffusers": "UniPC(2), shift 1"}
+USUAL = {"torchcfm": "midpoint, shift 1", "meta": "midpoint, shift 1", "diffusers": "UniPC(2), shift 1"}
 OUR_USUAL = "UniPC(2) on path_grid(0.5, straight, crowd 1.25)"
 
 

@@ -24,7 +24,11 @@ logit-normal and 0.3 of density :math:`5 t^4` 11.75 and 4.604. So the mixture is
 A pool of 4096 costs 12 ms a batch on one core, one of 1024 costs 1.3 ms, beside 280 ms of the network. What did not
 help: the network as a correction of the exact field of a Gaussian with the data's covariance (6.57 against 6.13), an
 earlier network as a guide (6.31 for twice the calls), averages of the weights (0.05 to 0.11 worse than the last),
-bfloat16 and compilation (no quicker step). Solvers of second order differ by 4 % on even steps.
+bfloat16 and compilation (no quicker step).
+
+Solvers of second order differ by 4 % on even steps, but the steps matter: after 480 s of ``ours``, 800 samples of 8
+calls of ``UniPC(2)`` are at 1.56 from the training images on even steps, at 1.45, 1.40, 1.31 and 1.30 on
+:func:`flowmatch.shifted_grid` of shift 1.4, 2, 3 and 4, and at 1.74 of shift 0.7.
 """
 
 from __future__ import annotations
@@ -144,9 +148,16 @@ def samplers(schedule: fm.Schedule, calls: int) -> dict[str, Sampler]:
         "DPMSolver(2)": lambda: fm.DPMSolver(schedule, 2),
         "PathAdams(2, 0.5, straight)": lambda: fm.PathAdams(schedule, 2, 0.5, "straight"),
     }
+    shifted: dict[str, Callable[[int], Tensor]] = {
+        f"shifted_grid({shift:g})": lambda n, shift=shift: fm.shifted_grid(n, shift, schedule.interval)
+        for shift in (1.5, 2.0, 3.0)
+        if isinstance(schedule, fm.Linear)  # a shift is one of the straight path
+    }
     found: dict[str, Sampler] = {}
-    for on, grid in grids.items():
+    for on, grid in {**grids, **shifted}.items():
         for method, make in methods.items():
+            if on in shifted and method in ("Midpoint", "DPMSolver(2)"):
+                continue
             solver = make()
             steps, left = divmod(calls, getattr(solver, "evaluations", 1) if method == "Midpoint" else 1)
             if steps and not left:

@@ -1,9 +1,9 @@
 """Peers: how TorchCFM, Meta's flow_matching and diffusers train the network, and every way in which they sample.
 
 Each draws its batch with its own code, as its examples do. Ways to sample are those that the library has or names for
-the purpose: torchdiffeq's methods on equal steps for TorchCFM, the same through ``ODESolver`` for Meta, and the
-schedulers for flows of diffusers with their shifts. A scheduler of Heun's method makes an odd number of calls; it is
-given one more than the others.
+the purpose: torchdiffeq's methods on equal steps and on those of diffusers' shift for TorchCFM, the same through
+``ODESolver`` for Meta, and the schedulers for flows of diffusers with their shifts. A scheduler of Heun's method makes
+an odd number of calls; it is given one more than the others.
 """
 
 from __future__ import annotations
@@ -105,20 +105,31 @@ def samplers_of(name: str, calls: int) -> dict[str, Sampler]:
     if name.startswith("diffusers"):
         return _schedulers(calls)
     via = _by_meta if name == "meta" else _by_torchdiffeq
-    return {method: via(method, calls // own) for method, own in METHODS.items() if not calls % own}
+    return {
+        f"{method}, shift {shift:g}": via(method, _times(calls // own, shift))
+        for method, own in METHODS.items()
+        for shift in SHIFTS
+        if not calls % own
+    }
 
 
-def _by_torchdiffeq(method: str, steps: int) -> Sampler:
+def _times(steps: int, shift: float) -> Tensor:
+    """Times from 0 to 1, the steps near 0 being so many times shorter than those near 1, about."""
+    even = torch.linspace(0, 1, steps + 1)
+    return even / (shift - (shift - 1) * even)
+
+
+def _by_torchdiffeq(method: str, times: Tensor) -> Sampler:
     odeint = importlib.import_module("torchdiffeq").odeint
 
     def sample(field: fm.nn.UNet, x0: Tensor) -> Tensor:
         velocity = lambda t, x: field(t.expand(len(x)), x)  # noqa: E731
-        return odeint(velocity, x0, torch.linspace(0, 1, steps + 1), method=method)[-1]
+        return odeint(velocity, x0, times, method=method)[-1]
 
     return sample
 
 
-def _by_meta(method: str, steps: int) -> Sampler:
+def _by_meta(method: str, times: Tensor) -> Sampler:
     solver = importlib.import_module("flow_matching.solver").ODESolver
     wrapper = importlib.import_module("flow_matching.utils").ModelWrapper
 
@@ -127,8 +138,7 @@ def _by_meta(method: str, steps: int) -> Sampler:
             return self.model(t.expand(len(x)), x)
 
     def sample(field: fm.nn.UNet, x0: Tensor) -> Tensor:
-        grid = torch.linspace(0, 1, steps + 1)
-        return solver(Velocity(field)).sample(x_init=x0, step_size=None, method=method, time_grid=grid)
+        return solver(Velocity(field)).sample(x_init=x0, step_size=None, method=method, time_grid=times)
 
     return sample
 
