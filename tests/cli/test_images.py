@@ -470,7 +470,7 @@ def test_the_classes_of_another_split_have_the_numbers_of_training(flowmatch, pi
     assert test.classes == run.classes
     assert sorted(set(test.labels.tolist())) == [1, 2]
     (data / "test" / "up").rename(data / "test" / "sideways")
-    with pytest.raises(InputError, match="class 'sideways' that training had not"):
+    with pytest.raises(InputError, match="class 'sideways' that is not among those known"):
         run.config.load(split="test", classes=run.classes)
 
 
