@@ -151,7 +151,6 @@ def samplers(schedule: fm.Schedule, calls: int) -> dict[str, Sampler]:
     shifted: dict[str, Callable[[int], Tensor]] = {
         f"shifted_grid({shift:g})": lambda n, shift=shift: fm.shifted_grid(n, shift, schedule.interval)
         for shift in (1.5, 2.0, 3.0)
-        if isinstance(schedule, fm.Linear)  # a shift is one of the straight path
     }
     found: dict[str, Sampler] = {}
     for on, grid in {**grids, **shifted}.items():
