@@ -106,17 +106,11 @@ def samplers_of(name: str, calls: int) -> dict[str, Sampler]:
         return _schedulers(calls)
     via = _by_meta if name == "meta" else _by_torchdiffeq
     return {
-        f"{method}, shift {shift:g}": via(method, _times(calls // own, shift))
+        f"{method}, shift {shift:g}": via(method, fm.shifted_grid(calls // own, shift).float())
         for method, own in METHODS.items()
         for shift in SHIFTS
         if not calls % own
     }
-
-
-def _times(steps: int, shift: float) -> Tensor:
-    """Times from 0 to 1, the steps near 0 being so many times shorter than those near 1, about."""
-    even = torch.linspace(0, 1, steps + 1)
-    return even / (shift - (shift - 1) * even)
 
 
 def _by_torchdiffeq(method: str, times: Tensor) -> Sampler:

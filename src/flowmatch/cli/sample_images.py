@@ -134,8 +134,7 @@ def _classes(
             f"the run at {run.folder} is told a class as well: say which with --given NAME, or put the images of "
             "--input into a sub-folder for each class"
         )
-    for number in labels.unique().tolist():
-        run.labels(0, generator, run.classes[number])  # raises where training saw none of it
+    run.check_seen(labels)
     return labels[:count]
 
 

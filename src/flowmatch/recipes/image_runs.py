@@ -163,6 +163,15 @@ class ImageRun:
         weights = torch.tensor(list(self.counts.values()), dtype=torch.float64)
         return torch.multinomial(weights, n, replacement=True, generator=generator)
 
+    def check_seen(self, labels: Tensor) -> None:
+        """Raise unless training saw images of every class among these numbers.
+
+        Raises:
+            InputError: of one it saw none.
+        """
+        for number in labels.unique().tolist():
+            self.labels(0, torch.Generator(), self.classes[number])
+
     def guided(self, scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Flow:
         """The flow under classifier-free guidance.
 

@@ -61,8 +61,7 @@ def labels_for(run: ImageRun, images: Images, given: str | None = None) -> Tenso
     if not run.classes:
         return None
     if images.labels is not None:
-        for number in images.labels.unique().tolist():
-            run.labels(0, torch.Generator(), run.classes[number])  # raises where training saw none of it
+        run.check_seen(images.labels)
         return images.labels
     if run.config.train.label_dropout:
         return torch.full((len(images),), len(run.classes))
